@@ -1,0 +1,1 @@
+"""Pure decisions: no clock, no event loop, no process, no file, no socket."""

@@ -1,0 +1,1 @@
+"""Everything that knows FastChat: flags, environment, probes, registration, and its mends."""

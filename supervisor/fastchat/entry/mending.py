@@ -1,0 +1,139 @@
+"""What the entry modules share: running FastChat, quiet logs, and the mends of every worker."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import runpy
+import sys
+
+import requests
+import uvicorn
+
+# Running an entry module by path put this folder on the path, where `controller` and its
+# neighbours could shadow somebody else's module of that name.
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _FOLDER]
+
+
+def run(name):
+    """Run `fastchat.serve.NAME` as `python -m` does.
+
+    `alter_sys` makes it the real `__main__`, so that the children which an engine spawns import
+    FastChat's module again, and not the entry module.
+    """
+    with _reason_as_last_line():
+        runpy.run_module("fastchat.serve." + name, run_name="__main__", alter_sys=True)
+
+
+def run_worker(name):
+    """Run the worker module `fastchat.serve.NAME` with the mends that every worker needs."""
+    # Before FastChat's module is imported, because it copies names from what is mended here.
+    keep_out_of_access_log("/worker_get_status")
+    read_context_length_without_factor()
+    if os.environ.get("LLM_SUPERVISOR_NO_REGISTER") == "1":
+        leave_registration_to_the_supervisor()
+    run(name)
+
+
+def serve(app, args):
+    """Serve `app` as the `__main__` block of its module does, which an import leaves out."""
+    tls = {}
+    if args.ssl:
+        tls["ssl_keyfile"] = os.environ["SSL_KEYFILE"]
+        tls["ssl_certfile"] = os.environ["SSL_CERTFILE"]
+    with _reason_as_last_line():
+        uvicorn.run(app, host=args.host, port=args.port, log_level="info", **tls)
+
+
+def add_route(app, method, path, endpoint):
+    """Add a route that FastChat lacks; its own, should it ever get one, goes first."""
+    app.add_api_route(path, endpoint, methods=[method])
+
+
+def keep_out_of_access_log(*paths):
+    """Log no answered request for `paths`: the supervisor asks them every few seconds for months.
+
+    Requests that fail are still logged.
+    """
+
+    def is_news(record):
+        _client, _method, path, _http_version, status = record.args
+        return path.partition("?")[0] not in paths or status >= 400
+
+    logging.getLogger("uvicorn.access").addFilter(is_news)
+
+
+def read_context_length_without_factor():
+    """Let FastChat read model configurations whose `rope_scaling` has no `factor` (#3470).
+
+    transformers 5 fills in `rope_scaling` for every Llama, and FastChat ends with a KeyError. Where
+    no factor is given, positions are not stretched, as if there were no `rope_scaling`.
+    """
+    from fastchat import utils
+
+    read = utils.get_context_length
+
+    def get_context_length(config):
+        try:
+            return read(config)
+        except KeyError:
+            return read(_WithoutRopeScaling(config))
+
+    utils.get_context_length = get_context_length
+
+
+class _WithoutRopeScaling:
+    """A view of a model configuration in which no positions are scaled."""
+
+    rope_scaling = None
+
+    def __init__(self, config):
+        self._config = config
+
+    def __getattr__(self, name):
+        return getattr(self._config, name)
+
+
+def leave_registration_to_the_supervisor():
+    """Send nothing to the controller, whatever the worker's flags say.
+
+    multi_model_worker and huggingface_api_worker register in spite of `--no-register`, and crash
+    after loading when the controller is down; mlx_worker has no such flag. FastChat registers
+    before the port is bound; the supervisor does so once the worker has answered a prompt.
+    """
+    from fastchat.serve.base_model_worker import BaseModelWorker
+
+    BaseModelWorker.init_heart_beat = lambda self: None
+
+    accepted = requests.Response()
+    accepted.status_code = 200
+    post = requests.post
+
+    def post_unless_registration(url, *args, **kwargs):
+        if url.endswith("/register_worker"):
+            return accepted
+        return post(url, *args, **kwargs)
+
+    requests.post = post_unless_registration
+
+
+@contextlib.contextmanager
+def _reason_as_last_line():
+    """Say last why uvicorn could not start: it buries a taken port under lines of its shutdown."""
+    errors = collections.deque(maxlen=1)
+
+    def remember(record):
+        if record.levelno >= logging.ERROR:
+            errors.append(record.getMessage())
+        return True
+
+    logging.getLogger("uvicorn.error").addFilter(remember)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code and errors:
+            print("cannot serve: " + errors[0], file=sys.stderr)
+        raise

@@ -1,0 +1,1 @@
+"""Effects: processes, logs, probes, the run directory. Knows nothing of FastChat."""

@@ -1,0 +1,1 @@
+"""What the user wants: the cluster file, its models, its errors. No process, no network."""

@@ -1,0 +1,106 @@
+"""The one way in: a cluster file on disk -> a validated ``Cluster``, or every reason why not."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from supervisor.spec.document import Document, parse
+from supervisor.spec.model import Cluster
+from supervisor.spec.paths import resolve
+from supervisor.spec.problems import Path as Place
+from supervisor.spec.problems import Problem, SpecError
+from supervisor.spec.validate import validate
+
+MAX_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """A valid cluster file: its path as given, what it says, and where each value stands."""
+
+    path: Path
+    cluster: Cluster
+    document: Document
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative paths in the file start from."""
+        return Path(os.path.abspath(self.path)).parent
+
+    def error(self, findings: Iterable[tuple[Place, str]]) -> SpecError:
+        """Findings that came later, such as a port in use, as errors of this file."""
+        return SpecError(self.document.problem(path, message) for path, message in findings)
+
+
+def load(path: Path, environ: Mapping[str, str]) -> ClusterFile:
+    """Read and validate. Raises ``SpecError`` with all problems; nothing else."""
+    document = parse(_read(path), str(path), environ)
+    if document.problems and document.values is None:
+        raise SpecError(document.problems)
+    file_base = Path(os.path.abspath(path)).parent
+    cluster, problems = validate(document, file_base)
+    problems = [*document.problems, *problems]
+    if cluster is not None:
+        cluster, more = _with_keys_from_file(cluster, document, file_base)
+        problems += more
+    if problems or cluster is None:
+        raise SpecError(problems)
+    return ClusterFile(path, cluster, document)
+
+
+def _read(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise _unreadable(path, "is a directory; name the file in it")
+        if not stat.S_ISREG(mode):
+            raise _unreadable(path, "is not a regular file; name a YAML file")
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise _unreadable(path, "there is no such file; name one with -c FILE") from None
+    except OSError as error:
+        raise _unreadable(path, f"cannot be read: {error.strerror}") from None
+    if len(raw) > MAX_BYTES:
+        raise _unreadable(path, f"is larger than {MAX_BYTES >> 20} MiB; no cluster file is")
+    if b"\0" in raw:
+        raise _unreadable(path, "is binary; name a YAML file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        problem = Problem(str(path), line, column, "", "is not UTF-8 text; save it as UTF-8")
+        raise SpecError([problem]) from None
+
+
+def _unreadable(path: Path, message: str) -> SpecError:
+    return SpecError([Problem(str(path), 0, 0, "", message)])
+
+
+def _with_keys_from_file(
+    cluster: Cluster, document: Document, base: Path
+) -> tuple[Cluster, list[Problem]]:
+    """The keys of ``api_keys_file`` added to ``api_keys``."""
+    server = cluster.api_server
+    if server is None or server.api_keys_file is None:
+        return cluster, []
+    path = resolve(base, server.api_keys_file)
+    place: Place = ("api_server", "api_keys_file")
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        return cluster, [document.problem(place, f"cannot read the keys in {path}: {why}")]
+    keys = tuple(SecretStr(line) for line in lines if line and not line.startswith("#"))
+    if not keys:
+        text = f"{path} holds no key, which would open the server to all; add one or remove this"
+        return cluster, [document.problem(place, text)]
+    opened = server.model_copy(update={"api_keys": (*server.api_keys, *keys)})
+    return cluster.model_copy(update={"api_server": opened}), []
