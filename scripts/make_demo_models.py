@@ -216,7 +216,7 @@ VOCABULARY = 640
 CONTEXT = 2048
 IGNORED = -100  # label of a position that is not learned
 STEPS = 700
-BATCH = 16
+BATCH = 24
 POOL = 5  # batches drawn at a time and sorted by length, so that little padding is computed
 PEAK_LEARNING_RATE = 6e-3
 THREADS = 2
@@ -268,7 +268,7 @@ class Chats:
         question = question.rstrip("?!.") + end
         if chance < 0.75:
             return question
-        return question.upper() if chance > 0.9 else question.lower()
+        return question.upper() if chance > 0.86 else question.lower()
 
     def _prompt(self, question: str) -> str:
         if self._random.random() < 0.06:

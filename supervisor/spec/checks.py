@@ -22,9 +22,7 @@ from supervisor.spec.problems import Path
 Finding = tuple[Path, str]
 
 
-def check(
-    cluster: Cluster, base: FilePath, unusable: Collection[str] = ()
-) -> Iterator[Finding]:
+def check(cluster: Cluster, base: FilePath, unusable: Collection[str] = ()) -> Iterator[Finding]:
     """Every finding as (place, what is wrong and what to do).
 
     ``unusable`` are services that stand in the file but have errors of their own.
@@ -177,7 +175,10 @@ def _questions(path: Path, service: Service) -> Iterator[Finding]:
             continue
         kinds = [k for k in ("http", "tcp", "command", "fastchat") if getattr(question, k)]
         if len(kinds) > 1:
-            yield (*place, kinds[-1]), f"a probe asks one question; choose one of {', '.join(kinds)}"
+            yield (
+                (*place, kinds[-1]),
+                f"a probe asks one question; choose one of {', '.join(kinds)}",
+            )
         if "fastchat" in kinds and not isinstance(service, Worker):
             yield (*place, "fastchat"), "only workers can be asked this; use http, tcp or command"
 

@@ -150,7 +150,7 @@ class _Builder:
         return values
 
     def _merge(self, source: yaml.Node, path: Path, values: dict[str, Any]) -> None:
-        """``<<: *anchor`` or ``<<: [*a, *b]``: the mapping's own keys win, then the first source."""
+        """``<<: *anchor`` or ``<<: [*a, *b]``: own keys win, then the first source."""
         sources = source.value if isinstance(source, yaml.SequenceNode) else [source]
         for item in sources:
             if not isinstance(item, yaml.MappingNode):
@@ -201,7 +201,9 @@ class _Builder:
             if default is not None:
                 return default
             if value is None:
-                text = f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
+                text = (
+                    f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
+                )
                 self._problem(node, path, text)
             return ""
 

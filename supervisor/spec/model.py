@@ -78,8 +78,9 @@ class Question(Model):
     """`host:port`; an accepted connection is a pass."""
     command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Program and arguments; exit status 0 is a pass."""
-    fastchat: Literal["status", "generate"] | None = None
-    """FastChat's own: a worker's status, or a real one-token generation."""
+    fastchat: Literal["status", "generate", "embed"] | None = None
+    """FastChat's own: a worker's status, a real one-token generation, or (for models that cannot
+    generate) an embedding."""
 
 
 class StartupProbe(Question):
@@ -99,7 +100,8 @@ class ReadinessProbe(Question):
     enabled: bool = True
     """false: ready once it has started."""
     interval: Duration = 2.0
-    """Time between two questions; a worker's answer also refreshes the controller's queue length."""
+    """Time between two questions; a worker's answer also refreshes its queue length in the
+    controller."""
     timeout: Duration = 10.0
     """An answer later than this is a failure."""
     failures: int = Field(default=3, ge=1)
@@ -114,7 +116,7 @@ class LivenessProbe(Question):
     interval: Duration = 10.0
     """Time between two questions."""
     timeout: Duration = 30.0
-    """An answer later than this is a failure. A long embedding blocks a worker for its whole time."""
+    """An answer later than this is a failure. A long embedding keeps a worker from answering."""
     failures: int = Field(default=10, ge=1)
     """Failures in a row after which the instance is restarted."""
 
@@ -526,7 +528,10 @@ def _defaults_model() -> type[Model]:
                 for constraint in field.metadata:
                     kept = Annotated[kept, constraint]
                 fields[name] = (kept | None, Field(default=None, description=field.description))
-    fields["kind"] = (Literal[tuple(WORKER_KINDS)] | None, Field(None, description="Kind of worker."))
+    fields["kind"] = (
+        Literal[tuple(WORKER_KINDS)] | None,
+        Field(None, description="Kind of worker."),
+    )
     return create_model(
         "Defaults",
         __base__=Model,
@@ -558,9 +563,9 @@ def _range(value: Any) -> Any:
         if not (dash and first.strip().isdigit() and last.strip().isdigit()):
             raise ValueError("not a range of ports; write it as 21002-21999")
         value = [int(first), int(last)]
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value):
-        if value[0] > value[1]:
-            raise ValueError("the first port of the range is larger than the last; swap them")
+    pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)
+    if pair and value[0] > value[1]:
+        raise ValueError("the first port of the range is larger than the last; swap them")
     return value
 
 

@@ -22,7 +22,7 @@ from supervisor.spec.model import WORKER_KINDS, Cluster, Model
 from supervisor.spec.problems import Path, Problem
 
 _ROUNDS = 20
-"""Leaving one wrong value out can uncover another; a file with more layers than this is hopeless."""
+"""Leaving one wrong value out can uncover another; but not without end."""
 
 _SAY = {
     "bool_parsing": "must be true or false",
@@ -153,14 +153,14 @@ def _report(
 def _real_path(location: tuple[str | int, ...], values: Any) -> Path:
     """Pydantic's location without the names of union members, which are not in the file."""
     path: list[str | int] = []
-    here = values
+    here: Any = values
     for i, part in enumerate(location):
         if part == "[key]":
             break
-        if isinstance(here, dict) and part in here:
-            here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here = here[part]
+        if (isinstance(here, dict) and part in here) or (
+            isinstance(here, list) and isinstance(part, int) and part < len(here)
+        ):
+            here = here[part]  # type: ignore[index]
         elif i < len(location) - 1 or not isinstance(here, dict):
             continue
         path.append(part)

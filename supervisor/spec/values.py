@@ -79,6 +79,7 @@ Size = Annotated[
 ]
 """Bytes; a number, or a text such as ``500KiB``, ``10MiB``."""
 
+
 def _no_truth_value(value: Any) -> Any:
     """YAML reads ``port: yes`` as true, and pydantic would read true as 1."""
     if isinstance(value, bool):

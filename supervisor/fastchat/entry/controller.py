@@ -28,11 +28,11 @@ def main():
 
 
 def keep_registrations(module):
-    """Make `/refresh_all_workers` answer at once and change nothing (#1639).
+    """Make `/refresh_all_workers` answer at once and change nothing.
 
     FastChat forgets all workers and asks each of them again inside the event loop: one hung worker
     stops the whole controller for 5 s and loses its registration, and a worker that was taken out
-    of rotation comes back. Any client's `GET /v1/models` sets this off.
+    of rotation comes back. Any client's `GET /v1/models` sets this off. No upstream issue is known.
     """
     module.Controller.refresh_all_workers = lambda self: None
 
@@ -41,7 +41,8 @@ def let_the_process_end(module):
     """Run the expiry of stale workers in a daemon thread.
 
     FastChat's thread is none and never ends: SIGINT, or a port that is taken, leaves a process
-    behind that serves nothing. Where upstream makes it a daemon, that thread is used as it is.
+    behind that serves nothing (in #1714, processes left after Ctrl+C). Where upstream makes it a
+    daemon, that thread is used as it is.
     """
     expire_forever = module.heart_beat_controller
 

@@ -33,6 +33,7 @@ def run_worker(name):
     # Before FastChat's module is imported, because it copies names from what is mended here.
     keep_out_of_access_log("/worker_get_status")
     read_context_length_without_factor()
+    give_tokenizers_batch_encode_plus()
     if os.environ.get("LLM_SUPERVISOR_NO_REGISTER") == "1":
         leave_registration_to_the_supervisor()
     run(name)
@@ -69,8 +70,8 @@ def keep_out_of_access_log(*paths):
 def read_context_length_without_factor():
     """Let FastChat read model configurations whose `rope_scaling` has no `factor` (#3470).
 
-    transformers 5 fills in `rope_scaling` for every Llama, and FastChat ends with a KeyError. Where
-    no factor is given, positions are not stretched, as if there were no `rope_scaling`.
+    Such are Phi-3's, and with transformers 5 every Llama's: FastChat ends with a KeyError. Without
+    a factor the positions are not stretched, as if there were no `rope_scaling`.
     """
     from fastchat import utils
 
@@ -97,12 +98,24 @@ class _WithoutRopeScaling:
         return getattr(self._config, name)
 
 
+def give_tokenizers_batch_encode_plus():
+    """Bring back the method that FastChat's embeddings call and transformers 5 has dropped.
+
+    transformers says that calling the tokenizer does the same. No upstream issue is known.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    if not hasattr(PreTrainedTokenizerBase, "batch_encode_plus"):
+        PreTrainedTokenizerBase.batch_encode_plus = PreTrainedTokenizerBase.__call__
+
+
 def leave_registration_to_the_supervisor():
     """Send nothing to the controller, whatever the worker's flags say.
 
     multi_model_worker and huggingface_api_worker register in spite of `--no-register`, and crash
     after loading when the controller is down; mlx_worker has no such flag. FastChat registers
-    before the port is bound; the supervisor does so once the worker has answered a prompt.
+    before the port is bound; the supervisor does so once the worker has answered a prompt. No
+    upstream issue is known.
     """
     from fastchat.serve.base_model_worker import BaseModelWorker
 

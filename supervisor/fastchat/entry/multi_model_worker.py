@@ -1,4 +1,7 @@
-"""FastChat's multi_model_worker, mended. The flags are those of `fastchat.serve.multi_model_worker`."""
+"""FastChat's multi_model_worker, mended.
+
+The flags are those of `fastchat.serve.multi_model_worker`.
+"""
 
 import mending
 

@@ -44,7 +44,10 @@ def read_api_keys():
     if os.environ.get("LLM_SUPERVISOR_SECRETS") != "stdin":
         return None
     try:
-        return ApiKeys(key.encode() for key in list(json.load(sys.stdin)["api_keys"]))
+        api_keys = json.load(sys.stdin)["api_keys"]
+        if not isinstance(api_keys, list):
+            raise TypeError
+        return ApiKeys(key.encode() for key in api_keys)
     except (AttributeError, KeyError, TypeError, ValueError):
         # Without the cause, which could quote what was read.
         sys.exit('cannot read API keys from stdin: want {"api_keys": ["..."]}, then end of file')
@@ -74,7 +77,7 @@ def write_json_with_pydantic_2(answer):
 
 
 def list_models_without_refresh(module):
-    """Answer `GET /v1/models` from the controller's list, without asking it to refresh (#1639).
+    """Answer `GET /v1/models` from the controller's list, without asking it to refresh.
 
     A refresh stops FastChat's controller for 5 s per hung worker and undoes registrations. Our
     controller ignores it, but the cluster file may name another one.

@@ -1,0 +1,92 @@
+"""Talks to a running supervisor: HTTP over its Unix socket."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from supervisor.cli.failure import Failure
+from supervisor.cli.locations import client_run_dir, config_path
+
+_NOT_RUNNING = 3
+_FAILED = 1
+_ANSWER = 30.0
+"""Seconds for an answer; the supervisor answers in milliseconds unless it is stopped itself."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """Raises Failure: status 3 when no supervisor runs, 1 when it refuses."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._socket = client_run_dir(arguments) / "control.sock"
+        self._config = config_path(arguments)
+
+    def get(self, path: str, *, wait: float = 0.0, **query: Any) -> Any:
+        """The JSON answer. ``wait``: seconds that the answer may take besides."""
+        return json.loads(self._request("GET", path, query, wait=wait).read())
+
+    def post(self, path: str) -> Any:
+        return json.loads(self._request("POST", path, {}).read())
+
+    def lines(self, path: str, **query: Any) -> Iterator[str]:
+        """The answer line by line, as it comes."""
+        response = self._request("GET", path, query, endless=bool(query.get("follow")))
+        try:
+            for line in response:
+                yield line.decode(errors="replace").rstrip("\n")
+        except (ConnectionError, http.client.HTTPException):
+            return  # the supervisor has ended
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any],
+        *,
+        wait: float = 0.0,
+        endless: bool = False,
+    ) -> http.client.HTTPResponse:
+        connection = _UnixConnection(self._socket, None if endless else _ANSWER + wait)
+        target = f"{quote(path)}?{urlencode(query, doseq=True)}" if query else quote(path)
+        try:
+            connection.request(method, target)
+            response = connection.getresponse()
+        except (FileNotFoundError, ConnectionRefusedError):
+            text = f"no supervisor is running for {self._config}; start it with `llm-supervisor up`"
+            raise Failure(text, _NOT_RUNNING) from None
+        except PermissionError:
+            text = f"you may not open {self._socket}; run this as the user who started it"
+            raise Failure(text, _FAILED) from None
+        except TimeoutError:
+            text = "the supervisor does not answer; its own log says more (logs/supervisor.log)"
+            raise Failure(text, _FAILED) from None
+        except (ConnectionError, http.client.HTTPException):
+            raise Failure("the supervisor has just ended", _NOT_RUNNING) from None
+        if response.status != 200:
+            raise Failure(_why(response), _FAILED if response.status != 404 else 2)
+        return response
+
+
+def _why(response: http.client.HTTPResponse) -> str:
+    body = response.read().decode(errors="replace")
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"the supervisor answers HTTP {response.status}: {body[:200]}"

@@ -1,0 +1,82 @@
+"""``start``, ``stop``, ``restart``, ``down``: ask, then wait until it is so."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from supervisor.cli.client import Client
+from supervisor.cli.failure import Failure
+from supervisor.cli.wait import wait_until_ready
+
+_DONE, _FAILED, _NOT_RUNNING = 0, 1, 3
+_PAUSE = 0.1
+
+
+def run_start(arguments: argparse.Namespace) -> int:
+    client = Client(arguments)
+    names = _ask(client, arguments.names, "start")
+    return _DONE if arguments.no_wait else wait_until_ready(client, names, arguments.timeout)
+
+
+def run_restart(arguments: argparse.Namespace) -> int:
+    client = Client(arguments)
+    names = _ask(client, arguments.names, "restart")
+    return _DONE if arguments.no_wait else wait_until_ready(client, names, arguments.timeout)
+
+
+def run_stop(arguments: argparse.Namespace) -> int:
+    client = Client(arguments)
+    names = set(_ask(client, arguments.names, "stop"))
+    if arguments.no_wait:
+        return _DONE
+
+    def stopped() -> bool:
+        found = _instances(client)
+        return all(one["state"] == "stopped" for one in found if one["name"] in names)
+
+    return _poll(stopped, arguments.timeout, f"{', '.join(sorted(names))} still runs")
+
+
+def run_down(arguments: argparse.Namespace) -> int:
+    client = Client(arguments)
+    client.post("/v1/down")
+    if arguments.no_wait:
+        return _DONE
+
+    def ended() -> bool:
+        try:
+            _instances(client)
+        except Failure as failure:
+            if failure.status == _NOT_RUNNING:
+                return True
+            raise
+        return False
+
+    return _poll(ended, arguments.timeout, "the cluster is still stopping")
+
+
+def _ask(client: Client, names: Iterable[str], verb: str) -> list[str]:
+    """Check all names before any of them is acted on."""
+    names = list(names)
+    for name in names:
+        client.get(f"/v1/services/{name}/why")
+    return [
+        one for name in names for one in client.post(f"/v1/services/{name}/{verb}")["instances"]
+    ]
+
+
+def _instances(client: Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/v1/status")["instances"]
+    return found
+
+
+def _poll(done: Any, timeout: float | None, otherwise: str) -> int:
+    end = None if timeout is None else time.monotonic() + timeout
+    while not done():
+        if end is not None and time.monotonic() >= end:
+            raise Failure(f"{otherwise} after {timeout:g} s; see `llm-supervisor why`", _FAILED)
+        time.sleep(_PAUSE)
+    return _DONE

@@ -1,0 +1,143 @@
+"""The command line: a table of verbs. Each verb lives in a module that is imported when used."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from supervisor import __version__
+
+DONE, FAILED, USAGE, NOT_RUNNING = 0, 1, 2, 3
+"""Exit statuses: done; it failed; wrong usage or invalid file; no supervisor is running."""
+
+Option = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def option(*names: str, **details: Any) -> Option:
+    return names, details
+
+
+_SERVICES = option("services", nargs="*", metavar="SERVICE", help="services or instances")
+_NAME = option("name", metavar="NAME", help="a service or an instance")
+_NAMES = option("names", metavar="NAME", nargs="+", help="services or instances")
+_JSON = option("--json", action="store_true", help="machine-readable output")
+_TIMEOUT = option(
+    "--timeout", type=float, default=None, metavar="S", help="give up after S seconds"
+)
+_NO_WAIT = option("--no-wait", action="store_true", help="do not wait until it is done")
+_FOLLOW = option("-f", "--follow", action="store_true", help="go on with what comes")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """``module`` has a function ``run(arguments) -> exit status``."""
+
+    name: str
+    module: str
+    help: str
+    options: Sequence[Option] = field(default=())
+
+
+VERBS = (
+    Verb(
+        "up",
+        "up",
+        "start the cluster and keep it up; Ctrl-C stops it",
+        (
+            option(
+                "-d",
+                "--detach",
+                action="store_true",
+                help="run in the background; return once ready",
+            ),
+            _TIMEOUT,
+            option(
+                "--log-format",
+                choices=("text", "json"),
+                default="text",
+                help="form of the supervisor's own log",
+            ),
+        ),
+    ),
+    Verb("down", "control", "stop everything in order, and the supervisor", (_TIMEOUT, _NO_WAIT)),
+    Verb("status", "status", "what runs, and how it is", (_JSON,)),
+    Verb("wait", "wait", "return when the services (or all) are ready", (_SERVICES, _TIMEOUT)),
+    Verb("validate", "check", "check the file; nothing is started", ()),
+    Verb("plan", "check", "what a start, or the file as it is now, would do", (_JSON,)),
+    Verb("start", "control", "start what was stopped or has failed", (_NAMES, _TIMEOUT, _NO_WAIT)),
+    Verb("stop", "control", "stop, until started again", (_NAMES, _TIMEOUT, _NO_WAIT)),
+    Verb("restart", "control", "stop and start again", (_NAMES, _TIMEOUT, _NO_WAIT)),
+    Verb(
+        "logs",
+        "logs",
+        "what an instance has written",
+        (
+            _NAME,
+            _FOLLOW,
+            option("-n", "--lines", type=int, default=100, metavar="N", help="last N lines"),
+        ),
+    ),
+    Verb("events", "events", "what has happened", (_FOLLOW, _JSON)),
+    Verb("why", "why", "explain the state of a service or instance", (_NAME, _JSON)),
+    Verb("schema", "check", "print the JSON schema of the cluster file", ()),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; its exit status."""
+    arguments = _parser().parse_args(argv)
+    verb = next(verb for verb in VERBS if verb.name == arguments.verb)
+    module = importlib.import_module(f"supervisor.cli.{verb.module}")
+    from supervisor.cli.failure import Failure
+
+    try:
+        return int(getattr(module, f"run_{verb.name}")(arguments))
+    except Failure as failure:
+        print(f"llm-supervisor: {failure}" if failure.prefix else failure, file=sys.stderr)
+        return failure.status
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`); Python must not complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llm-supervisor",
+        description="One YAML file to an answering FastChat cluster.",
+        epilog="exit status: 0 done, 1 it failed, 2 wrong usage or invalid file, "
+        "3 no supervisor is running",
+    )
+    parser.add_argument("--version", action="version", version=f"llm-supervisor {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    places = _places()
+    for verb in VERBS:
+        one = verbs.add_parser(
+            verb.name, help=verb.help, description=verb.help, parents=[places], allow_abbrev=False
+        )
+        for names, details in verb.options:
+            one.add_argument(*names, **details)
+    return parser
+
+
+def _places() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("where things are")
+    group.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="cluster file (LLM_SUPERVISOR_CONFIG; default configs/cluster.yaml)",
+    )
+    group.add_argument(
+        "--run-dir", metavar="DIR", help="control socket and state (LLM_SUPERVISOR_RUN_DIR)"
+    )
+    group.add_argument("--log-dir", metavar="DIR", help="log files (LLM_SUPERVISOR_LOG_DIR)")
+    return parser

@@ -1,0 +1,39 @@
+"""``wait``: return when services are ready."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from supervisor.cli.client import Client
+
+_DONE, _FAILED = 0, 1
+_SLICE = 20.0
+"""Seconds of one request; a wait of an hour is many of them, so that a dead peer is noticed."""
+
+
+def run_wait(arguments: argparse.Namespace) -> int:
+    return wait_until_ready(Client(arguments), arguments.services, arguments.timeout)
+
+
+def wait_until_ready(client: Client, services: Sequence[str], timeout: float | None) -> int:
+    """0 when all are ready; 1, with the reasons on stderr, when they cannot be or time is up."""
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = _SLICE if end is None else min(_SLICE, max(0.0, end - time.monotonic()))
+        query = {"service": list(services)} if services else {}
+        answer = client.get("/v1/wait", wait=left, timeout=left, **query)
+        if answer["ready"]:
+            return _DONE
+        unready = answer["not_ready"]
+        over = end is not None and time.monotonic() >= end
+        if over or any(one["state"] in ("failed", "stopped") and _is_final(one) for one in unready):
+            for one in unready:
+                print(f"{one['name']} is {one['state']}: {one['reason']}", file=sys.stderr)
+            return _FAILED
+
+
+def _is_final(instance: dict[str, str]) -> bool:
+    return instance["state"] == "failed" or instance["desired"] == "stopped"

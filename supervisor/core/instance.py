@@ -1,0 +1,102 @@
+"""What one instance is to run as: the contract between who describes it and who runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a service is to FastChat."""
+
+    CONTROLLER = "controller"
+    WORKER = "worker"
+    API_SERVER = "api_server"
+    WEB_SERVER = "web_server"
+    COMMAND = "command"
+
+
+class Ask(StrEnum):
+    """The kinds of question a probe can ask; who can ask it is decided where effects are wired."""
+
+    NOTHING = "nothing"
+    HTTP = "http"
+    TCP = "tcp"
+    COMMAND = "command"
+    STATUS = "status"
+    GENERATE = "generate"
+    EMBED = "embed"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question: of what kind, and of whom (URL, ``host:port``, or the command's words)."""
+
+    ask: Ask
+    target: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join((self.ask.value, *self.target))
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A question asked again and again. Times are seconds."""
+
+    question: Question
+    interval: float
+    timeout: float
+    failures: int = 1
+    """Failures in a row that count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """How a start is judged: every question must pass, in order, before the deadline."""
+
+    questions: tuple[Question, ...]
+    interval: float
+    timeout: float
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """See ``supervisor.spec.model.Restart``; times are seconds."""
+
+    policy: str = "always"
+    backoff: float = 1.0
+    backoff_max: float = 60.0
+    jitter: float = 0.25
+    stable_after: float = 60.0
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """One running copy of a service, ready to be launched."""
+
+    name: str
+    service: str
+    role: Role
+    kind: str
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    cwd: str
+    address: str | None
+    port: int | None
+    models: tuple[str, ...]
+    gpus: tuple[str, ...]
+    depends_on: tuple[str, ...]
+    """Services, not instances."""
+    startup: Startup | None
+    """None: ready as soon as it runs."""
+    readiness: Probe | None
+    liveness: Probe | None
+    restart: RestartPolicy
+    stop_grace: float
+    in_rotation: bool
+    """Whether it gets its requests through the controller, and so must be registered there."""
+    multimodal: bool = False
+    secret_input: bytes | None = field(default=None, repr=False)
+    """Written to its stdin and closed; how secrets reach it outside argv and environment."""

@@ -1,0 +1,591 @@
+"""The life of one instance: ``step(status, event) -> (status, effects)``.
+
+Pure: time and chance are arguments, timers are data. A timer carries an epoch and a process a run
+number, so that what fires or reports late changes nothing. Each function below is one event; in
+it, every state is answered for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from supervisor.core.instance import InstanceSpec
+from supervisor.core.restart import HOPELESS_TRIES, Finished, GiveUp, RestartAfter, decide
+
+INTERRUPT_GRACE = 5.0
+"""Seconds between SIGINT and SIGKILL. A worker cuts its streams on SIGINT."""
+KILL_GRACE = 10.0
+"""Seconds between two SIGKILLs: a process that survives one is stuck in the kernel."""
+
+
+class State(StrEnum):
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    UNREADY = "unready"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+
+
+RUNNING = frozenset({State.STARTING, State.READY, State.UNREADY})
+"""States with a process (or one about to be) that nobody has told to stop."""
+
+
+class Check(StrEnum):
+    """What a probe is for."""
+
+    STARTUP = "startup"
+    READINESS = "readiness"
+    LIVENESS = "liveness"
+
+
+class Outcome(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    UNASKED = "could not be asked"
+
+
+class Stage(StrEnum):
+    """How firmly it has been asked to stop."""
+
+    TERM = "SIGTERM"
+    INT = "SIGINT"
+    KILL = "SIGKILL"
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    at: float
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is known of an instance. Times are seconds since the epoch."""
+
+    state: State = State.STOPPED
+    wanted: bool = False
+    reason: str = "not started"
+    since: float = 0.0
+    run: int = 0
+    """Counts processes; what an older one reports is stale."""
+    epoch: int = 0
+    timer: Timer | None = None
+    pid: int | None = None
+    started_at: float | None = None
+    ready_at: float | None = None
+    restarts: int = 0
+    streak: int = 0
+    """Restarts in a row since it was last stable."""
+    hopeless: int = 0
+    """Exits in a row that no restart can mend."""
+    misses: int = 0
+    """Readiness failures in a row."""
+    dead_misses: int = 0
+    """Liveness failures in a row."""
+    in_rotation: bool = False
+    stage: Stage | None = None
+    again: bool = False
+    """While stopping: start it again afterwards."""
+    fault: str | None = None
+    """While stopping: why it had to be stopped, if that is its own doing."""
+    detail: str = ""
+    """The last answer to a probe."""
+    last_exit: str = ""
+    """Why the last process ended, or could not be started."""
+
+
+# ---------------------------------------------------------------- events: what happened
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequested:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRequested:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DependenciesReady:
+    """All that it depends on is ready; meant for a stopped instance that is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class DependentsStopped:
+    """Nothing that must stop before it runs any more; meant for one that is not wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hurried:
+    """Somebody asks a second time: skip the grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    run: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    run: int
+    cause: str
+    hopeless: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    run: int
+    code: int | None
+    signal: str | None
+
+    def __str__(self) -> str:
+        return f"was killed by {self.signal}" if self.signal else f"exited with {self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosed:
+    """The log of an exited process has been read: its cause, and that no restart can help.
+
+    It comes a moment after the exit, when the next process may be running already.
+    """
+
+    exited_run: int
+    cause: str
+    hopeless: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    run: int
+    check: Check
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnteredRotation:
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    epoch: int
+
+
+Event = (
+    StartRequested
+    | StopRequested
+    | RestartRequested
+    | DependenciesReady
+    | DependentsStopped
+    | Hurried
+    | Spawned
+    | SpawnFailed
+    | Exited
+    | Diagnosed
+    | Probed
+    | EnteredRotation
+    | TimerFired
+)
+
+
+# ---------------------------------------------------------------- effects: what to do about it
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class StartProbes:
+    run: int
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopProbes:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class EnterRotation:
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveRotation:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnose:
+    """Read the log of the process that exited and say why."""
+
+    run: int
+
+
+Effect = Spawn | Signal | StartProbes | StopProbes | EnterRotation | LeaveRotation | Diagnose
+Step = tuple[Status, tuple[Effect, ...]]
+
+
+# ---------------------------------------------------------------- the step
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What a decision may look at besides the status."""
+
+    spec: InstanceSpec
+    now: float
+    jitter: float
+
+
+def step(
+    status: Status, event: Event, spec: InstanceSpec, *, now: float, jitter: float = 0.0
+) -> Step:
+    """The next status and what to do. ``jitter`` is a random number from 0 to 1."""
+    run = getattr(event, "run", status.run)
+    if run != status.run:
+        return status, ()
+    return _HANDLERS[type(event)](status, event, _Moment(spec, now, jitter))
+
+
+def _start_requested(status: Status, event: StartRequested, at: _Moment) -> Step:
+    match status.state:
+        case State.STOPPED | State.BACKOFF | State.FAILED:
+            return _await_dependencies(status, event.reason, at), ()
+        case State.STOPPING:
+            return replace(status, wanted=True, again=True), ()
+        case State.STARTING | State.READY | State.UNREADY:
+            return replace(status, wanted=True), ()
+
+
+def _stop_requested(status: Status, event: StopRequested, at: _Moment) -> Step:
+    match status.state:
+        case State.STOPPED:
+            return replace(status, wanted=False, reason=event.reason), ()
+        case State.BACKOFF | State.FAILED:
+            return _move(status, State.STOPPED, event.reason, at, wanted=False), ()
+        case State.STOPPING:
+            return replace(status, wanted=False, again=False, fault=None), ()
+        case State.STARTING | State.READY | State.UNREADY:
+            # It stops on DependentsStopped, which follows at once if nothing depends on it.
+            return replace(status, wanted=False, reason=event.reason), ()
+
+
+def _restart_requested(status: Status, event: RestartRequested, at: _Moment) -> Step:
+    match status.state:
+        case State.STOPPED | State.BACKOFF | State.FAILED:
+            return _await_dependencies(status, event.reason, at), ()
+        case State.STOPPING:
+            return replace(status, wanted=True, again=True), ()
+        case State.STARTING | State.READY | State.UNREADY:
+            return _begin_stop(replace(status, wanted=True), event.reason, at, again=True)
+
+
+def _dependencies_ready(status: Status, event: DependenciesReady, at: _Moment) -> Step:
+    if status.state is State.STOPPED and status.wanted:
+        return _spawn(status, "starting", at)
+    return status, ()
+
+
+def _dependents_stopped(status: Status, event: DependentsStopped, at: _Moment) -> Step:
+    if status.state in RUNNING and not status.wanted:
+        return _begin_stop(status, status.reason, at)
+    return status, ()
+
+
+def _hurried(status: Status, event: Hurried, at: _Moment) -> Step:
+    match status.state:
+        case State.STOPPING:
+            return _escalate(status, at)
+        case State.STARTING | State.READY | State.UNREADY if not status.wanted:
+            return _begin_stop(status, status.reason, at)
+        case _:
+            return status, ()
+
+
+def _spawned(status: Status, event: Spawned, at: _Moment) -> Step:
+    status = replace(status, pid=event.pid, started_at=at.now)
+    match status.state:
+        case State.STARTING if at.spec.startup is None:
+            return _ready(status, "runs; it has no startup probe", at)
+        case State.STARTING:
+            status = replace(status, reason=f"started as pid {event.pid}, not ready yet")
+            return status, (StartProbes(status.run, (Check.STARTUP,)),)
+        case State.STOPPING:
+            # Asked to stop between the decision to spawn it and its first breath.
+            return status, (Signal(status.stage or Stage.TERM),)
+        case State.STOPPED | State.READY | State.UNREADY | State.BACKOFF | State.FAILED:
+            return status, ()
+
+
+def _spawn_failed(status: Status, event: SpawnFailed, at: _Moment) -> Step:
+    status = replace(status, last_exit=event.cause, hopeless=status.hopeless + event.hopeless)
+    return _ended(status, f"cannot be started: {event.cause}", succeeded=False, at=at)
+
+
+def _exited(status: Status, event: Exited, at: _Moment) -> Step:
+    effects: tuple[Effect, ...] = (StopProbes(),)
+    if status.in_rotation:
+        effects += (LeaveRotation(),)
+    if status.state in RUNNING and status.wanted:
+        effects += (Diagnose(status.run),)
+    if status.ready_at is not None and at.now - status.ready_at >= at.spec.restart.stable_after:
+        status = replace(status, streak=0)
+    status = replace(status, pid=None, in_rotation=False, last_exit=str(event))
+    after, more = _ended(status, str(event), succeeded=event.code == 0, at=at)
+    return after, effects + more
+
+
+def _diagnosed(status: Status, event: Diagnosed, at: _Moment) -> Step:
+    if event.exited_run < status.run - 1:
+        return status, ()
+    hopeless = status.hopeless + 1 if event.hopeless else 0
+    status = replace(status, last_exit=event.cause, hopeless=hopeless)
+    match status.state:
+        case State.BACKOFF if hopeless >= HOPELESS_TRIES:
+            verdict = decide(
+                at.spec.restart, succeeded=False, streak=0, hopeless=hopeless, jitter=0
+            )
+            return _move(status, State.FAILED, f"{event.cause}; {verdict.reason}", at), ()
+        case State.BACKOFF | State.FAILED if status.reason:
+            decision = status.reason.rpartition("; ")[2]
+            return replace(status, reason=f"{event.cause}; {decision}"), ()
+        case State.STARTING:
+            return replace(status, reason=f"{status.reason} (before: {event.cause})"), ()
+        case State.READY | State.UNREADY:
+            return replace(status, hopeless=0), ()
+        case State.STOPPED | State.STOPPING | State.BACKOFF | State.FAILED:
+            return status, ()
+
+
+def _probed(status: Status, event: Probed, at: _Moment) -> Step:
+    status = replace(status, detail=event.detail)
+    if event.outcome is Outcome.UNASKED:
+        return status, ()  # no answer is no evidence against the instance
+    passed = event.outcome is Outcome.PASSED
+    match event.check:
+        case Check.STARTUP:
+            return _startup_probed(status, passed, at)
+        case Check.READINESS:
+            return _readiness_probed(status, passed, event.detail, at)
+        case Check.LIVENESS:
+            return _liveness_probed(status, passed, event.detail, at)
+
+
+def _startup_probed(status: Status, passed: bool, at: _Moment) -> Step:
+    if not passed or status.state not in (State.STARTING, State.UNREADY):
+        return status, ()
+    if at.spec.in_rotation:
+        status = replace(status, in_rotation=True, reason="answers; entering rotation")
+        return status, (EnterRotation(status.run),)
+    return _ready(status, status.detail, at)
+
+
+def _readiness_probed(status: Status, passed: bool, detail: str, at: _Moment) -> Step:
+    if status.state not in (State.READY, State.UNREADY):
+        return status, ()
+    if passed:
+        status = replace(status, misses=0)
+        if status.state is State.READY or status.in_rotation:
+            return status, ()
+        # Back after a silence: the startup questions decide, as they did the first time.
+        return status, (StartProbes(status.run, (Check.STARTUP,)),)
+    status = replace(status, misses=status.misses + 1)
+    limit = at.spec.readiness.failures if at.spec.readiness else 1
+    if status.state is State.READY and status.misses >= limit:
+        reason = f"readiness failed {status.misses} times in a row: {detail}"
+        effects = (LeaveRotation(),) if status.in_rotation else ()
+        return _move(status, State.UNREADY, reason, at, in_rotation=False), effects
+    return status, ()
+
+
+def _liveness_probed(status: Status, passed: bool, detail: str, at: _Moment) -> Step:
+    if status.state not in (State.READY, State.UNREADY):
+        return status, ()
+    status = replace(status, dead_misses=0 if passed else status.dead_misses + 1)
+    limit = at.spec.liveness.failures if at.spec.liveness else 1
+    if status.dead_misses < limit:
+        return status, ()
+    fault = f"liveness failed {status.dead_misses} times in a row: {detail}"
+    return _begin_stop(status, fault, at, fault=fault)
+
+
+def _entered_rotation(status: Status, event: EnteredRotation, at: _Moment) -> Step:
+    if status.state in (State.STARTING, State.UNREADY) and status.in_rotation:
+        return _ready(status, "answered a prompt and is in rotation", at)
+    return status, ()
+
+
+def _timer_fired(status: Status, event: TimerFired, at: _Moment) -> Step:
+    if status.timer is None or status.timer.epoch != event.epoch:
+        return status, ()
+    status = replace(status, timer=None)
+    match status.state:
+        case State.STARTING:
+            limit = at.spec.startup.deadline if at.spec.startup else 0.0
+            fault = f"not ready after {limit:.0f} s ({status.detail or 'no answer'})"
+            return _begin_stop(status, fault, at, fault=fault)
+        case State.BACKOFF:
+            return _spawn(status, "restarting", at, restart=True)
+        case State.STOPPING:
+            return _escalate(status, at)
+        case State.STOPPED | State.READY | State.UNREADY | State.FAILED:
+            return status, ()
+
+
+_HANDLERS: dict[type[Any], Callable[[Status, Any, _Moment], Step]] = {
+    StartRequested: _start_requested,
+    StopRequested: _stop_requested,
+    RestartRequested: _restart_requested,
+    DependenciesReady: _dependencies_ready,
+    DependentsStopped: _dependents_stopped,
+    Hurried: _hurried,
+    Spawned: _spawned,
+    SpawnFailed: _spawn_failed,
+    Exited: _exited,
+    Diagnosed: _diagnosed,
+    Probed: _probed,
+    EnteredRotation: _entered_rotation,
+    TimerFired: _timer_fired,
+}
+
+
+# ---------------------------------------------------------------- moves shared by the events
+
+
+def _move(status: Status, state: State, reason: str, at: _Moment, **changes: Any) -> Status:
+    """Into ``state``, without a timer."""
+    return replace(status, state=state, reason=reason, since=at.now, timer=None, **changes)
+
+
+def _with_timer(status: Status, delay: float, at: _Moment) -> Status:
+    epoch = status.epoch + 1
+    return replace(status, epoch=epoch, timer=Timer(at.now + delay, epoch))
+
+
+def _await_dependencies(status: Status, reason: str, at: _Moment) -> Status:
+    return _move(
+        status, State.STOPPED, f"{reason}; waiting to start", at, wanted=True, streak=0, hopeless=0
+    )
+
+
+def _spawn(status: Status, reason: str, at: _Moment, *, restart: bool = False) -> Step:
+    status = _move(
+        status,
+        State.STARTING,
+        reason,
+        at,
+        run=status.run + 1,
+        pid=None,
+        started_at=None,
+        ready_at=None,
+        restarts=status.restarts + restart,
+        misses=0,
+        dead_misses=0,
+        stage=None,
+        again=False,
+        fault=None,
+        detail="",
+    )
+    if at.spec.startup is not None:
+        status = _with_timer(status, at.spec.startup.deadline, at)
+    return status, (Spawn(status.run),)
+
+
+def _ready(status: Status, reason: str, at: _Moment) -> Step:
+    ready_at = status.ready_at or at.now
+    status = _move(
+        status, State.READY, reason, at, ready_at=ready_at, misses=0, dead_misses=0, hopeless=0
+    )
+    return status, (StartProbes(status.run, (Check.READINESS, Check.LIVENESS)),)
+
+
+def _begin_stop(
+    status: Status, reason: str, at: _Moment, *, again: bool = False, fault: str | None = None
+) -> Step:
+    effects: tuple[Effect, ...] = (StopProbes(),)
+    if status.in_rotation:
+        effects += (LeaveRotation(),)
+    if status.pid is not None:
+        effects += (Signal(Stage.TERM),)
+    status = _move(
+        status,
+        State.STOPPING,
+        reason,
+        at,
+        in_rotation=False,
+        again=again,
+        fault=fault,
+        stage=Stage.TERM,
+    )
+    return _with_timer(status, at.spec.stop_grace, at), effects
+
+
+def _escalate(status: Status, at: _Moment) -> Step:
+    stage = Stage.INT if status.stage is Stage.TERM else Stage.KILL
+    stuck = status.stage is Stage.KILL
+    text = f"pid {status.pid} is still there after {status.stage}; sending {stage}"
+    if stuck:
+        text = f"pid {status.pid} survives SIGKILL: it is stuck in the kernel, or being debugged"
+    status = replace(status, stage=stage, reason=text)
+    grace = INTERRUPT_GRACE if stage is Stage.INT else KILL_GRACE
+    effects = (Signal(stage),) if status.pid is not None else ()
+    return _with_timer(status, grace, at), effects
+
+
+def _ended(status: Status, what: str, *, succeeded: bool, at: _Moment) -> Step:
+    """Its process is gone (or never came to be): stopped, started again, or given up."""
+    match status.state:
+        case State.STARTING | State.READY | State.UNREADY if status.wanted:
+            return _restart_or_not(status, what, succeeded=succeeded, at=at)
+        case State.STOPPING if status.wanted and status.fault:
+            return _restart_or_not(status, status.fault, succeeded=False, at=at)
+        case State.STOPPING if status.wanted and status.again:
+            return _spawn(status, status.reason, at)
+        case State.STARTING | State.READY | State.UNREADY | State.STOPPING:
+            return _move(status, State.STOPPED, what, at, stage=None), ()
+        case State.STOPPED | State.BACKOFF | State.FAILED:
+            return status, ()
+
+
+def _restart_or_not(status: Status, what: str, *, succeeded: bool, at: _Moment) -> Step:
+    decision = decide(
+        at.spec.restart,
+        succeeded=succeeded,
+        streak=status.streak,
+        hopeless=status.hopeless,
+        jitter=at.jitter,
+    )
+    reason = f"{what}; {decision.reason}"
+    match decision:
+        case Finished():
+            return _move(status, State.STOPPED, reason, at, wanted=False), ()
+        case GiveUp():
+            return _move(status, State.FAILED, reason, at), ()
+        case RestartAfter(delay=0.0):
+            status = replace(status, streak=status.streak + 1)
+            return _spawn(status, reason, at, restart=True)
+        case RestartAfter(delay=delay):
+            status = _move(status, State.BACKOFF, reason, at, streak=status.streak + 1)
+            return _with_timer(status, delay, at), ()

@@ -1,0 +1,424 @@
+"""The control API: HTTP with JSON over a Unix socket. The one door; the CLI uses nothing else.
+
+The routes are the table at the end; the OpenAPI description is made from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from pydantic.json_schema import models_json_schema
+
+from supervisor import __version__
+from supervisor.core.instance import InstanceSpec
+from supervisor.core.lifecycle import State, Status
+from supervisor.core.plan import plan
+from supervisor.daemon import views
+from supervisor.daemon.explain import explain
+from supervisor.daemon.journal import Entry, Journal
+from supervisor.daemon.planning import changes
+from supervisor.daemon.reconciler import GoDown, Reconciler
+from supervisor.runtime.logs import follow, tail
+from supervisor.spec.problems import SpecError
+
+_MAX_BODY = 64 * 1024
+_WHY_LINES = 15
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """What the API can reach."""
+
+    reconciler: Reconciler
+    journal: Journal
+    file: Path
+    run_dir: Path
+    log_dir: Path
+    started: float
+    """Seconds since the epoch."""
+    log_path: Callable[[str], Path]
+    read_file: Callable[[], dict[str, InstanceSpec]]
+    """Load the file as it is now; raises SpecError."""
+
+
+class Refusal(Exception):
+    """A request that cannot be served; becomes an ErrorView."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+# ---------------------------------------------------------------- handlers
+
+
+async def get_status(daemon: Daemon, request: web.Request) -> views.StatusView:
+    """The cluster and all its instances."""
+    return views.StatusView(
+        cluster=views.ClusterView(
+            state=daemon.reconciler.state.value,
+            file=str(daemon.file),
+            pid=os.getpid(),
+            version=__version__,
+            since=_iso(daemon.started),
+            run_dir=str(daemon.run_dir),
+            log_dir=str(daemon.log_dir),
+        ),
+        instances=[_instance(daemon, name) for name in daemon.reconciler.specs],
+    )
+
+
+async def get_why(daemon: Daemon, request: web.Request) -> views.WhysView:
+    """Why an instance, or every instance of a service, is as it is."""
+    return views.WhysView(instances=[_why(daemon, name) for name in _named(daemon, request)])
+
+
+async def get_plan(daemon: Daemon, request: web.Request) -> views.PlanView:
+    """What the file as it is now would change."""
+    try:
+        wanted = await asyncio.to_thread(daemon.read_file)
+    except SpecError as error:
+        raise Refusal(422, str(error)) from None
+    return changes(plan(dict(daemon.reconciler.specs), wanted), wanted)
+
+
+async def post_start(daemon: Daemon, request: web.Request) -> views.AcceptedView:
+    """Start a service or one instance that was stopped or has failed."""
+    names = _named(daemon, request)
+    daemon.reconciler.start_instances(names, "asked to start")
+    return views.AcceptedView(instances=names)
+
+
+async def post_stop(daemon: Daemon, request: web.Request) -> views.AcceptedView:
+    """Stop a service or one instance, until it is started again."""
+    names = _named(daemon, request)
+    daemon.reconciler.stop_instances(names, "asked to stop")
+    return views.AcceptedView(instances=names)
+
+
+async def post_restart(daemon: Daemon, request: web.Request) -> views.AcceptedView:
+    """Stop a service or one instance and start it again."""
+    names = _named(daemon, request)
+    daemon.reconciler.restart_instances(names, "asked to restart")
+    return views.AcceptedView(instances=names)
+
+
+async def post_down(daemon: Daemon, request: web.Request) -> views.AcceptedView:
+    """Stop everything in order, then end; a second time: without grace."""
+    daemon.reconciler.post(GoDown("asked to stop the cluster"))
+    return views.AcceptedView(instances=list(daemon.reconciler.specs))
+
+
+async def get_wait(daemon: Daemon, request: web.Request) -> views.WaitView:
+    """Return when the named services (all, if none is named) are ready, or cannot become so.
+
+    `timeout` in seconds bounds the wait. It ends early when an instance has failed for good.
+    """
+    asked = request.query.getall("service", [])
+    names = [n for one in asked for n in _resolve(daemon, one)] or list(daemon.reconciler.specs)
+    timeout = _number(request, "timeout", 600.0, most=86400.0)
+    statuses = daemon.reconciler.statuses
+
+    def over() -> bool:
+        now = [statuses[name] for name in names]
+        if not asked:
+            now = [status for status in now if status.wanted]
+        hopeless = any(_is_final(status) for status in now)
+        return hopeless or all(status.state is State.READY for status in now)
+
+    try:
+        async with asyncio.timeout(timeout):
+            await daemon.reconciler.until(over)
+    except TimeoutError:
+        pass
+    unready = [
+        _instance(daemon, name)
+        for name in names
+        if statuses[name].state is not State.READY and (asked or statuses[name].wanted)
+    ]
+    return views.WaitView(ready=not unready, not_ready=unready)
+
+
+async def get_events(daemon: Daemon, request: web.Request) -> views.EventsView | web.StreamResponse:
+    """What happened; with `follow=1` one JSON object a line, without end."""
+    after = int(_number(request, "after", 0, most=2**53))
+    if not _flag(request, "follow"):
+        found = [_event(entry) for entry in daemon.journal.since(after)]
+        return views.EventsView(events=found)
+    entries = daemon.journal.follow(after)
+    return await _stream(
+        request,
+        (_event(entry).model_dump_json() async for entry in entries),
+        "application/x-ndjson",
+    )
+
+
+async def get_logs(daemon: Daemon, request: web.Request) -> web.StreamResponse:
+    """The log of one instance (or of a service's only one): `lines` last ones, with `follow=1`
+    also what comes."""
+    names = _named(daemon, request)
+    lines = int(_number(request, "lines", 100, most=1_000_000))
+    if _flag(request, "follow"):
+        if len(names) > 1:
+            return await _stream(request, _follow_all(daemon, names, lines), "text/plain")
+        return await _stream(request, follow(daemon.log_path(names[0]), lines), "text/plain")
+    found = []
+    for name in names:
+        text = await asyncio.to_thread(tail, daemon.log_path(name), lines)
+        found += [f"{name} | {line}" for line in text] if len(names) > 1 else text
+    return web.Response(text="".join(f"{line}\n" for line in found), content_type="text/plain")
+
+
+async def get_openapi(daemon: Daemon, request: web.Request) -> web.StreamResponse:
+    """This description."""
+    return web.json_response(openapi())
+
+
+# ---------------------------------------------------------------- what handlers share
+
+
+def _named(daemon: Daemon, request: web.Request) -> list[str]:
+    return _resolve(daemon, request.match_info["name"])
+
+
+def _resolve(daemon: Daemon, name: str) -> list[str]:
+    """An instance's name, or a service's, which means all its instances."""
+    specs = daemon.reconciler.specs
+    if name in specs:
+        return [name]
+    found = [spec.name for spec in specs.values() if spec.service == name]
+    if not found:
+        known = sorted({spec.service for spec in specs.values()} | set(specs))
+        raise Refusal(
+            404, f"there is no service or instance {name!r}; there are: {', '.join(known)}"
+        )
+    return found
+
+
+def _instance(daemon: Daemon, name: str) -> views.InstanceView:
+    spec, status = daemon.reconciler.specs[name], daemon.reconciler.statuses[name]
+    return views.InstanceView(
+        name=name,
+        service=spec.service,
+        role=spec.role.value,
+        kind=spec.kind,
+        state=status.state.value,
+        desired="running" if status.wanted else "stopped",
+        reason=_reason(daemon, name, status),
+        pid=status.pid,
+        address=spec.address,
+        models=list(spec.models),
+        gpus=list(spec.gpus),
+        restarts=status.restarts,
+        since=_wall(status.since) or _iso(daemon.started),
+        started_at=_wall(status.started_at),
+        ready_at=_wall(status.ready_at),
+    )
+
+
+def _reason(daemon: Daemon, name: str, status: Status) -> str:
+    if status.state is State.STOPPED and status.wanted:
+        waits = daemon.reconciler.waiting_for(name)
+        return f"waiting for {', '.join(waits)}" if waits else status.reason
+    if status.state is State.STARTING and status.detail:
+        return f"{status.reason} ({status.detail})"
+    return status.reason
+
+
+def _why(daemon: Daemon, name: str) -> views.WhyView:
+    spec, status = daemon.reconciler.specs[name], daemon.reconciler.statuses[name]
+    now = asyncio.get_running_loop().time()
+    sentences = explain(spec, status, daemon.reconciler.waiting_for(name), now=now)
+    healthy = status.state in (State.READY, State.STOPPED) and not status.restarts
+    lines = [] if healthy else tail(daemon.log_path(name), _WHY_LINES)
+    return views.WhyView(name=name, sentences=sentences, log=lines)
+
+
+def _is_final(status: Status) -> bool:
+    return status.state is State.FAILED or (status.state is State.STOPPED and not status.wanted)
+
+
+def _event(entry: Entry) -> views.EventView:
+    return views.EventView(
+        number=entry.number,
+        time=_iso(entry.time),
+        instance=entry.instance,
+        state=entry.state,
+        reason=entry.reason,
+        pid=entry.pid,
+    )
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _wall(moment: float | None) -> str | None:
+    """A moment of the loop's clock, which never jumps, as a date."""
+    if not moment:
+        return None
+    return _iso(time.time() - (asyncio.get_running_loop().time() - moment))
+
+
+def _flag(request: web.Request, name: str) -> bool:
+    return request.query.get(name, "0") not in ("", "0", "false")
+
+
+def _number(request: web.Request, name: str, default: float, *, most: float) -> float:
+    try:
+        value = float(request.query.get(name, default))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= most:
+        raise Refusal(400, f"{name} must be a number from 0 to {most:g}")
+    return value
+
+
+async def _follow_all(daemon: Daemon, names: list[str], lines: int) -> AsyncIterator[str]:
+    """The logs of several instances as one, each line with its instance."""
+    queue: asyncio.Queue[str] = asyncio.Queue(maxsize=1000)
+
+    async def pump(name: str) -> None:
+        async for line in follow(daemon.log_path(name), lines):
+            await queue.put(f"{name} | {line}")
+
+    pumps = [asyncio.create_task(pump(name)) for name in names]
+    try:
+        while True:
+            yield await queue.get()
+    finally:
+        for task in pumps:
+            task.cancel()
+
+
+async def _stream(
+    request: web.Request, lines: AsyncIterator[str], content_type: str
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": content_type})
+    await response.prepare(request)
+    async for line in lines:
+        await response.write(f"{line}\n".encode())
+    return response
+
+
+# ---------------------------------------------------------------- the table
+
+Handler = Callable[[Daemon, web.Request], Awaitable[views.View | web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Route:
+    method: str
+    path: str
+    handler: Handler
+    answer: type[views.View] | None
+    query: tuple[str, ...] = ()
+
+
+ROUTES = (
+    Route("GET", "/v1/status", get_status, views.StatusView),
+    Route("GET", "/v1/wait", get_wait, views.WaitView, ("service", "timeout")),
+    Route("GET", "/v1/plan", get_plan, views.PlanView),
+    Route("GET", "/v1/events", get_events, views.EventsView, ("after", "follow")),
+    Route("POST", "/v1/down", post_down, views.AcceptedView),
+    Route("GET", "/v1/services/{name}/why", get_why, views.WhysView),
+    Route("GET", "/v1/services/{name}/logs", get_logs, None, ("lines", "follow")),
+    Route("POST", "/v1/services/{name}/start", post_start, views.AcceptedView),
+    Route("POST", "/v1/services/{name}/stop", post_stop, views.AcceptedView),
+    Route("POST", "/v1/services/{name}/restart", post_restart, views.AcceptedView),
+    Route("GET", "/openapi.json", get_openapi, None),
+)
+
+
+def openapi() -> dict[str, Any]:
+    """The API as an OpenAPI 3.1 document."""
+    answers = {route.answer for route in ROUTES if route.answer} | {views.ErrorView}
+    ordered = sorted(answers, key=lambda answer: answer.__name__)
+    _, schemas = models_json_schema(
+        [(answer, "serialization") for answer in ordered],
+        ref_template="#/components/schemas/{model}",
+    )
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "llm-supervisor control API", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": schemas["$defs"]},
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    in_path = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+    in_query = [{"name": q, "in": "query", "schema": {"type": "string"}} for q in route.query]
+    return {
+        "operationId": route.handler.__name__,
+        "summary": " ".join((route.handler.__doc__ or "").split()),
+        "parameters": (in_path if "{name}" in route.path else []) + in_query,
+        "responses": {
+            "200": {"description": "Done.", "content": _content(route.answer)},
+            "default": {"description": "Why not.", "content": _content(views.ErrorView)},
+        },
+    }
+
+
+def _content(answer: type[views.View] | None) -> dict[str, Any]:
+    if answer is None:
+        return {"text/plain": {"schema": {"type": "string"}}}
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{answer.__name__}"}}}
+
+
+# ---------------------------------------------------------------- serving
+
+
+class Api:
+    """Serves the table on a Unix socket."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._app = web.Application(client_max_size=_MAX_BODY)
+        for route in ROUTES:
+            self._app.router.add_route(route.method, route.path, _bind(daemon, route.handler))
+        self._runner = web.AppRunner(
+            self._app, handle_signals=False, access_log=None, shutdown_timeout=0.2
+        )
+
+    async def start(self, socket: Path) -> None:
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(socket)).start()
+        os.chmod(socket, 0o600)
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+
+def _bind(
+    daemon: Daemon, handler: Handler
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        try:
+            answer = await handler(daemon, request)
+        except Refusal as refusal:
+            return _json(views.ErrorView(error=str(refusal)), refusal.status)
+        except ConnectionError:
+            raise  # the client went away in the middle of a stream
+        return _json(answer) if isinstance(answer, views.View) else answer
+
+    return serve
+
+
+def _json(view: views.View, status: int = 200) -> web.Response:
+    return web.Response(
+        text=json.dumps(view.model_dump(mode="json"), ensure_ascii=False),
+        status=status,
+        content_type="application/json",
+    )

@@ -1,0 +1,142 @@
+"""Carries decisions out: joins processes, logs, probes and rotation, which do not know each other.
+
+What talks HTTP is imported when it is first needed, which is after the first process has been
+started: the import takes longer than that start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import shlex
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from supervisor.core.diagnosis import diagnose
+from supervisor.core.instance import InstanceSpec
+from supervisor.core.lifecycle import Check, Diagnosed, EnteredRotation, Event, Exited, Stage
+from supervisor.runtime.logs import InstanceLogs, tail
+from supervisor.runtime.processes import Processes
+from supervisor.spec.model import Logs
+
+if TYPE_CHECKING:
+    from supervisor.fastchat.rotation import Rotation
+    from supervisor.runtime.probing import Prober
+
+log = logging.getLogger(__name__)
+
+_DIAGNOSED_LINES = 60
+_LOG_PATIENCE = 2.0
+"""Seconds to wait for the last words of a process to reach its log."""
+
+
+class LocalEffects:
+    def __init__(
+        self,
+        processes: Processes,
+        logs: InstanceLogs,
+        log_settings: Logs,
+        controller: str,
+        *,
+        controller_is_elsewhere: bool,
+        deliver: Callable[[str, Event], None],
+    ) -> None:
+        self._processes = processes
+        self._logs = logs
+        self._log_settings = log_settings
+        self._controller = controller
+        self._controller_is_elsewhere = controller_is_elsewhere
+        self._deliver = deliver
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closers: list[Callable[[], Awaitable[None]]] = []
+
+    def spawn(self, spec: InstanceSpec, run: int) -> None:
+        self._processes.spawn(spec, run, functools.partial(self._open_log, spec))
+
+    def signal(self, spec: InstanceSpec, stage: Stage) -> None:
+        self._processes.signal(spec.name, stage)
+
+    def start_probes(self, spec: InstanceSpec, run: int, checks: tuple[Check, ...]) -> None:
+        self._http[1].start(spec, run, checks)
+
+    def stop_probes(self, spec: InstanceSpec) -> None:
+        self._http[1].stop(spec.name)
+
+    def enter_rotation(self, spec: InstanceSpec, run: int) -> None:
+        rotation, _ = self._http
+        rotation.enter(spec, lambda: self._deliver(spec.name, EnteredRotation(run)))
+
+    def leave_rotation(self, spec: InstanceSpec) -> None:
+        self._http[0].leave(spec.name)
+
+    def controller_is_new(self) -> None:
+        self._http[0].controller_is_new()
+
+    def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None:
+        self._logs.mark(spec.name, f"pid {pid} {event}")
+
+    def diagnose(self, spec: InstanceSpec, run: int, ended: str) -> None:
+        self._in_background(self._diagnose(spec, run, ended))
+
+    async def close(self) -> None:
+        """End all that runs in the background."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for close in self._closers:
+            await close()
+
+    def _open_log(self, spec: InstanceSpec) -> int:
+        settings = self._log_settings
+        output = self._logs.open(spec.name, max_bytes=settings.max_size, keep=settings.keep)
+        self._logs.mark(spec.name, f"starting {shlex.join(spec.argv)}")
+        return output
+
+    async def _diagnose(self, spec: InstanceSpec, run: int, ended: str) -> None:
+        """Say why a run ended, as soon as its log holds all that it said."""
+        lines: list[str] = []
+        try:
+            async with asyncio.timeout(_LOG_PATIENCE):
+                while not (lines := self._last_run(spec)):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            lines = tail(self._logs.path(spec.name), _DIAGNOSED_LINES)
+        found = diagnose(ended, lines)
+        self._deliver(spec.name, Diagnosed(run, found.cause, found.hopeless))
+
+    def _last_run(self, spec: InstanceSpec) -> list[str]:
+        """The last lines of the run that ended last; none while its end is not in the log yet."""
+        lines = tail(self._logs.path(spec.name), _DIAGNOSED_LINES)
+        marks = [i for i, line in enumerate(lines) if line.startswith("=== ")]
+        ends = [i for i in marks if " llm-supervisor: pid " in lines[i]]
+        if not ends:
+            return []
+        start = max((i for i in marks if i < ends[-1]), default=-1)
+        return lines[start + 1 : ends[-1] + 1]
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @functools.cached_property
+    def _http(self) -> tuple[Rotation, Prober]:
+        import aiohttp
+
+        from supervisor.fastchat.asking import askers as fastchat_askers
+        from supervisor.fastchat.client import Client
+        from supervisor.fastchat.rotation import Rotation
+        from supervisor.runtime.asking import askers as common_askers
+        from supervisor.runtime.probing import Prober
+
+        # Loopback needs no proxy, and an instance that is gone must not keep a place in a pool.
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0), trust_env=False
+        )
+        client = Client(session)
+        rotation = Rotation(client, self._controller, expires=self._controller_is_elsewhere)
+        askers = {**common_askers(session, self._processes), **fastchat_askers(client, rotation)}
+        prober = Prober(askers, self._deliver)
+        self._closers = [prober.close, rotation.close, session.close]
+        return rotation, prober

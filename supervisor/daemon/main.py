@@ -1,0 +1,142 @@
+"""The composition root: joins all parts of a running supervisor, and lets them go in order."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from supervisor.core.instance import InstanceSpec
+from supervisor.daemon.effects import LocalEffects
+from supervisor.daemon.journal import Entry, Journal
+from supervisor.daemon.prepare import ports_of, prepare
+from supervisor.daemon.reconciler import GoDown, Reconciler
+from supervisor.fastchat import roles
+from supervisor.runtime.logs import InstanceLogs
+from supervisor.runtime.processes import Processes
+from supervisor.runtime.rundir import RunDir
+from supervisor.spec.load import ClusterFile, load
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where things are: decided by flag, environment and file (see ``cli/locations.py``)."""
+
+    file: Path
+    run_dir: Path
+    log_dir: Path
+
+
+def run(options: Options, environ: Mapping[str, str], listener: Callable[[Entry], None]) -> None:
+    """Run the cluster until it is told to stop. Blocks.
+
+    Raises SpecError (the file, or a port, is no good; nothing was started) and RunDirError.
+    """
+    file = load(options.file, environ)
+    run_dir = RunDir(options.run_dir)
+    run_dir.claim()
+    try:
+        specs = prepare(file, run_dir.remembered_ports(), environ)
+        run_dir.remember_ports(ports_of(specs))
+        asyncio.run(_serve(file, specs, options, run_dir, environ, listener))
+    finally:
+        run_dir.release()
+
+
+async def _serve(
+    file: ClusterFile,
+    specs: dict[str, InstanceSpec],
+    options: Options,
+    run_dir: RunDir,
+    environ: Mapping[str, str],
+    listener: Callable[[Entry], None],
+) -> None:
+    started = time.time()
+    journal = Journal(time.time)
+    journal.listen(listener)
+    processes = Processes(_mark(run_dir), environ, lambda *event: reconciler.deliver(*event))
+    processes.start()
+    logs = InstanceLogs(run_dir.path, options.log_dir, on_writer_exit=_warn_of_log_writer)
+    effects = LocalEffects(
+        processes,
+        logs,
+        file.cluster.logs,
+        roles.controller_address(file.cluster),
+        controller_is_elsewhere=not roles.has_own_controller(file.cluster),
+        deliver=lambda *event: reconciler.deliver(*event),
+    )
+    reconciler = Reconciler(specs, effects, journal)
+    await _start_logs(logs, processes, specs)
+    _listen_to_signals(reconciler)
+    supervising = asyncio.create_task(reconciler.run())
+    reconciler.start_instances(specs, "the cluster starts")
+    await asyncio.sleep(0)  # the first processes are started here, before the API is imported
+
+    from supervisor.daemon.api import Api, Daemon
+
+    def read_file() -> dict[str, InstanceSpec]:
+        now = load(options.file, environ)
+        return prepare(now, run_dir.remembered_ports(), environ, running=True)
+
+    api = Api(
+        Daemon(
+            reconciler=reconciler,
+            journal=journal,
+            file=options.file.absolute(),
+            run_dir=run_dir.path,
+            log_dir=options.log_dir.absolute(),
+            started=started,
+            log_path=logs.path,
+            read_file=read_file,
+        )
+    )
+    await api.start(run_dir.socket)
+    try:
+        await supervising
+    finally:
+        await api.close()
+        await effects.close()
+        await logs.close()
+
+
+async def _start_logs(
+    logs: InstanceLogs, processes: Processes, specs: Mapping[str, InstanceSpec]
+) -> None:
+    await logs.start()
+    for name in logs.names - specs.keys():
+        logs.forget(name)
+
+    def watch() -> None:
+        if logs.writer_pid is not None:
+            processes.adopt_helper(logs.writer_pid, lambda _: exited())
+
+    def exited() -> None:
+        logs.writer_exited()
+        watch()
+
+    watch()
+
+
+def _warn_of_log_writer(pid: int) -> None:
+    log.warning("the log writer (pid %d) ended; starting another, no output is lost", pid)
+
+
+def _listen_to_signals(reconciler: Reconciler) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, reconciler.post, GoDown(f"received {number.name}"))
+    # A closed terminal is no reason to stop serving.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _mark(run_dir: RunDir) -> str:
+    """Distinguishes this cluster's processes from those of any other supervisor on the machine."""
+    return hashlib.sha256(os.fsencode(run_dir.path)).hexdigest()[:16]

@@ -1,0 +1,399 @@
+"""From the file to instances: names, ports, command lines, environments, probes, dependencies."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from supervisor.core.instance import (
+    Ask,
+    InstanceSpec,
+    Probe,
+    Question,
+    RestartPolicy,
+    Role,
+    Startup,
+)
+from supervisor.fastchat import flags
+from supervisor.fastchat.gpus import deal, gpus_per_replica
+from supervisor.spec import model as spec
+from supervisor.spec.load import ClusterFile
+from supervisor.spec.paths import looks_local, resolve
+from supervisor.spec.problems import Path as Place
+
+ENTRY = Path(__file__).parent / "entry"
+"""Start modules, run by path (see entry/README)."""
+
+_QUICK_LIVENESS = {"timeout": 5.0, "failures": 3}
+"""A controller or API server answers in milliseconds; only workers may be silent for long."""
+
+_VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+
+
+@dataclass(frozen=True)
+class Listener:
+    """An address that an instance will listen on, and where in the file its port is given."""
+
+    instance: str
+    host: str
+    port: int
+    place: Place
+
+
+def controller_address(cluster: spec.Cluster) -> str:
+    """Where the controller is asked, ours or an external one."""
+    controller = cluster.controller or spec.Controller()
+    if controller.external:
+        return controller.external.rstrip("/")
+    return _url(controller.host, controller.port)
+
+
+def has_own_controller(cluster: spec.Cluster) -> bool:
+    """Whether this cluster starts a controller: if it is asked for, or anything needs one."""
+    if cluster.controller is not None:
+        return cluster.controller.enabled and not cluster.controller.external
+    needs = [cluster.api_server, cluster.web_server, *cluster.workers.values()]
+    return any(service is not None and service.enabled for service in needs)
+
+
+def replicas(cluster: spec.Cluster) -> Iterator[tuple[str, str, spec.Worker, int]]:
+    """Every worker instance: (its name, its service, the service's entry, its number)."""
+    for service, worker in cluster.workers.items():
+        if worker.enabled:
+            for i in range(worker.replicas):
+                yield f"{service}-{i}", service, worker, i
+
+
+def without_port(cluster: spec.Cluster) -> list[str]:
+    """Worker instances whose port is to be taken from the range."""
+    return [name for name, _, worker, _ in replicas(cluster) if worker.port is None]
+
+
+def listeners(cluster: spec.Cluster) -> Iterator[Listener]:
+    """Addresses that the file itself gives."""
+    if has_own_controller(cluster):
+        controller = cluster.controller or spec.Controller()
+        yield Listener("controller", controller.host, controller.port, ("controller", "port"))
+    for name in ("api_server", "web_server"):
+        server: spec.ApiServer | spec.WebServer | None = getattr(cluster, name)
+        if server is not None and server.enabled:
+            yield Listener(name, server.host, server.port, (name, "port"))
+    for name, service, worker, i in replicas(cluster):
+        if worker.port is not None:
+            yield Listener(name, worker.host, worker.port + i, ("workers", service, "port"))
+
+
+def expand(
+    file: ClusterFile, ports: Mapping[str, int], environ: Mapping[str, str]
+) -> dict[str, InstanceSpec]:
+    """All instances of the file, by name, in the order of start.
+
+    ``ports`` has one for every instance of ``without_port``; ``environ`` is the supervisor's own.
+    """
+    return {instance.name: instance for instance in _Expansion(file, ports, environ).instances()}
+
+
+class _Expansion:
+    def __init__(
+        self, file: ClusterFile, ports: Mapping[str, int], environ: Mapping[str, str]
+    ) -> None:
+        self._cluster = file.cluster
+        self._base = file.base
+        self._ports = ports
+        self._environ = environ
+        self._controller = controller_address(file.cluster)
+        self._needs_controller = ("controller",) if has_own_controller(file.cluster) else ()
+
+    def instances(self) -> Iterator[InstanceSpec]:
+        cluster = self._cluster
+        if has_own_controller(cluster):
+            yield self._controller_instance(cluster.controller or spec.Controller())
+        for name, service, worker, i in replicas(cluster):
+            yield self._worker(name, service, worker, i)
+        if cluster.api_server and cluster.api_server.enabled:
+            yield self._api_server(cluster.api_server)
+        if cluster.web_server and cluster.web_server.enabled:
+            yield self._web_server(cluster.web_server)
+        for name, command in cluster.services.items():
+            if command.enabled:
+                yield self._command(name, command)
+
+    # ------------------------------------------------------------ one function per role
+
+    def _controller_instance(self, controller: spec.Controller) -> InstanceSpec:
+        address = _url(controller.host, controller.port)
+        return self._instance(
+            "controller",
+            "controller",
+            Role.CONTROLLER,
+            "controller",
+            controller,
+            argv=self._entry("controller", controller, flags.controller_flags(controller)),
+            env=_FASTCHAT_ENV,
+            address=address,
+            questions=(Question(Ask.HTTP, (f"{address}/test_connection",)),),
+        )
+
+    def _api_server(self, server: spec.ApiServer) -> InstanceSpec:
+        address = _url(server.host, server.port)
+        env = dict(_FASTCHAT_ENV)
+        secret = None
+        if server.api_keys:
+            env["LLM_SUPERVISOR_SECRETS"] = "stdin"
+            keys = [key.get_secret_value() for key in server.api_keys]
+            secret = json.dumps({"api_keys": keys}).encode()
+        words = flags.api_server_flags(server, self._controller)
+        return self._instance(
+            "api_server",
+            "api_server",
+            Role.API_SERVER,
+            "openai_api_server",
+            server,
+            argv=self._entry("openai_api_server", server, words),
+            env=env,
+            address=address,
+            depends_on=self._needs_controller,
+            questions=(Question(Ask.HTTP, (f"{address}/health",)),),
+            secret_input=secret,
+        )
+
+    def _web_server(self, server: spec.WebServer) -> InstanceSpec:
+        address = _url(server.host, server.port)
+        # Its list of models is empty if it starts before a worker is registered.
+        workers = tuple(name for name, worker in self._cluster.workers.items() if worker.enabled)
+        return self._instance(
+            "web_server",
+            "web_server",
+            Role.WEB_SERVER,
+            "gradio_web_server",
+            server,
+            argv=self._entry(
+                "gradio_web_server", server, flags.web_server_flags(server, self._controller)
+            ),
+            env=_FASTCHAT_ENV,
+            address=address,
+            depends_on=(*self._needs_controller, *workers),
+            questions=(Question(Ask.HTTP, (f"{address}/",)),),
+        )
+
+    def _worker(self, name: str, service: str, worker: spec.Worker, i: int) -> InstanceSpec:
+        port = worker.port + i if worker.port is not None else self._ports[name]
+        address = _url(worker.host, port)
+        share = gpus_per_replica(worker)
+        gpus = deal(worker.gpus, share, i) if worker.gpus and share else ()
+        models, model_path, paths = self._models(service, worker)
+        words = flags.worker_flags(
+            worker,
+            port=port,
+            address=address,
+            controller_address=self._controller,
+            models=models,
+            model_path=model_path,
+            paths=paths,
+            gpu_count=share,
+        )
+        return self._instance(
+            name,
+            service,
+            Role.WORKER,
+            worker.kind,  # type: ignore[attr-defined]  # every kind declares its own literal
+            worker,
+            argv=self._entry(worker.kind, worker, words),  # type: ignore[attr-defined]
+            env={**_FASTCHAT_ENV, **_WORKER_ENV},
+            devices=_devices(worker, gpus),
+            address=address,
+            port=port,
+            models=models,
+            gpus=gpus,
+            depends_on=self._needs_controller,
+            questions=(Question(Ask.STATUS), Question(Ask.GENERATE)),
+            in_rotation=True,
+            multimodal=getattr(worker, "multimodal", False),
+        )
+
+    def _command(self, name: str, command: spec.Command) -> InstanceSpec:
+        ready = _question(command.ready) if command.ready else None
+        return self._instance(
+            name,
+            name,
+            Role.COMMAND,
+            "command",
+            command,
+            argv=command.command,
+            env={},
+            cwd=str(resolve(self._base, command.cwd or ".")),
+            questions=(ready,) if ready else (),
+        )
+
+    # ------------------------------------------------------------ what they share
+
+    def _instance(
+        self,
+        name: str,
+        service: str,
+        role: Role,
+        kind: str,
+        entry: spec.Service,
+        *,
+        argv: tuple[str, ...],
+        env: Mapping[str, str],
+        questions: tuple[Question, ...],
+        devices: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        address: str | None = None,
+        port: int | None = None,
+        models: tuple[str, ...] = (),
+        gpus: tuple[str, ...] = (),
+        depends_on: tuple[str, ...] = (),
+        in_rotation: bool = False,
+        multimodal: bool = False,
+        secret_input: bytes | None = None,
+    ) -> InstanceSpec:
+        variables = {**_no_proxy(self._environ), **env}
+        variables |= {**self._cluster.env, **entry.env, **(devices or {})}
+        return InstanceSpec(
+            name=name,
+            service=service,
+            role=role,
+            kind=kind,
+            argv=argv,
+            env=tuple(sorted(variables.items())),
+            cwd=cwd or str(self._base),
+            address=address,
+            port=port or getattr(entry, "port", None),
+            models=models,
+            gpus=gpus,
+            depends_on=tuple(dict.fromkeys((*depends_on, *entry.depends_on))),
+            startup=_startup(entry.probes.startup, questions),
+            readiness=_probe(entry.probes.readiness, questions[:1], {}),
+            liveness=_probe(
+                entry.probes.liveness,
+                questions[:1],
+                {} if role is Role.WORKER else _QUICK_LIVENESS,
+            ),
+            restart=RestartPolicy(**entry.restart.model_dump()),
+            stop_grace=entry.stop_grace,
+            in_rotation=in_rotation,
+            multimodal=multimodal,
+            secret_input=secret_input,
+        )
+
+    def _entry(self, module: str, service: spec.PythonService, words: list[str]) -> tuple[str, ...]:
+        return (self._python(service), str(ENTRY / f"{module}.py"), *words, *service.args)
+
+    def _python(self, service: spec.PythonService) -> str:
+        """An interpreter that is a path is relative to the file; a bare name is looked up in PATH.
+
+        The link is kept: resolved, a virtual environment's python would lose its environment.
+        """
+        python = service.python or self._cluster.python
+        if python is None:
+            return sys.executable
+        return str(resolve(self._base, python)) if "/" in python else python
+
+    def _models(
+        self, service: str, worker: spec.Worker
+    ) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
+        """(names for clients, model path, further paths) of a worker."""
+        if isinstance(worker, spec.MultiModelWorker):
+            names = tuple(name for one in worker.models for name in one.model_names)
+            return names, None, tuple(self._model_path(one.model_path) for one in worker.models)
+        if isinstance(worker, spec.HuggingfaceApiWorker):
+            info = resolve(self._base, worker.model_info_file)
+            return worker.model_names or _names_in(info) or (service,), None, (str(info),)
+        assert isinstance(worker, spec.OneModel)
+        return worker.model_names or (service,), self._model_path(worker.model_path), ()
+
+    def _model_path(self, path: str) -> str:
+        return str(resolve(self._base, path)) if looks_local(self._base, path) else path
+
+
+_FASTCHAT_ENV = {
+    "LOGDIR": "",  # FastChat writes log files of its own into the working directory otherwise
+    "PYTHONUNBUFFERED": "1",
+}
+_WORKER_ENV = {
+    "LLM_SUPERVISOR_NO_REGISTER": "1",  # some kinds register in spite of --no-register
+    "TOKENIZERS_PARALLELISM": "false",  # warns at every request otherwise, once it has forked
+}
+
+
+def _names_in(info: Path) -> tuple[str, ...]:
+    """The models of a huggingface_api_worker: the keys of its JSON file."""
+    try:
+        return tuple(json.loads(info.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return ()
+
+
+def _no_proxy(environ: Mapping[str, str]) -> dict[str, str]:
+    """FastChat's parts talk to each other on loopback; a proxy in between breaks them (#1282)."""
+    given = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
+    hosts = [host for host in given.split(",") if host]
+    hosts += [host for host in ("127.0.0.1", "localhost") if host not in hosts]
+    return {"NO_PROXY": ",".join(hosts), "no_proxy": ",".join(hosts)}
+
+
+def _devices(worker: spec.Worker, gpus: tuple[str, ...]) -> dict[str, str]:
+    """What the instance sees of the machine's GPUs."""
+    device = getattr(worker, "device", "cuda")
+    if device == "cpu":
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    if gpus and device in _VISIBLE_DEVICES:
+        # Indices as nvidia-smi shows them; CUDA's own order is "fastest first".
+        order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if device == "cuda" else {}
+        return {_VISIBLE_DEVICES[device]: ",".join(gpus), **order}
+    return {}
+
+
+def _url(host: str, port: int) -> str:
+    """An address to connect to; "all interfaces" is reached through loopback (#2467, #1714)."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "localhost": "127.0.0.1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{port}"
+
+
+def _question(question: spec.Question) -> Question | None:
+    if question.http:
+        return Question(Ask.HTTP, (question.http,))
+    if question.tcp:
+        return Question(Ask.TCP, (question.tcp,))
+    if question.command:
+        return Question(Ask.COMMAND, question.command)
+    if question.fastchat:
+        return Question(Ask(question.fastchat))
+    return None
+
+
+def _startup(probe: spec.StartupProbe, default: tuple[Question, ...]) -> Startup | None:
+    own = _question(probe)
+    questions = (own,) if own else default
+    if not questions:
+        return None
+    return Startup(questions, probe.interval, probe.timeout, probe.deadline)
+
+
+def _probe(
+    probe: spec.ReadinessProbe | spec.LivenessProbe,
+    default: tuple[Question, ...],
+    role_defaults: Mapping[str, float],
+) -> Probe | None:
+    question = _question(probe) or (default[0] if default else None)
+    if question is None or not probe.enabled:
+        return None
+    values: dict[str, float] = {
+        name: getattr(probe, name)
+        if name in probe.model_fields_set
+        else role_defaults.get(name, getattr(probe, name))
+        for name in ("interval", "timeout", "failures")
+    }
+    return Probe(question, values["interval"], values["timeout"], int(values["failures"]))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a URL points to this machine only."""
+    host = urlsplit(address).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")

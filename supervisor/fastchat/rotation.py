@@ -1,0 +1,131 @@
+"""Rotation: which workers the controller gives requests to. The supervisor alone decides.
+
+Level, not edge: each worker has a wanted entry (or none), and one task that brings the controller
+to it and tries again until it is so. Whatever comes late or twice does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from supervisor.core.instance import InstanceSpec
+from supervisor.fastchat.client import Client, Fault, Refused
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = 2.0
+_RETRY = 0.2
+"""A controller that has just been killed is back within a second; a refused connection is cheap."""
+
+
+@dataclass
+class _Worker:
+    address: str
+    spec: InstanceSpec | None = None
+    """None: it is to be out of rotation."""
+    entered: Callable[[], None] | None = None
+    queue_length: int = 0
+    settled: bool = False
+    """The controller is known to agree."""
+    task: asyncio.Task[None] | None = None
+
+
+class Rotation:
+    """``expires``: a controller elsewhere must forget us if this whole machine goes away; our own
+    must not, since the workers outlive a supervisor that is killed."""
+
+    def __init__(self, client: Client, controller: str, *, expires: bool) -> None:
+        self._client = client
+        self._controller = controller
+        self._expires = expires
+        self._workers: dict[str, _Worker] = {}
+
+    def enter(self, spec: InstanceSpec, entered: Callable[[], None]) -> None:
+        """Put a worker into rotation; ``entered`` is called once, when the controller has it."""
+        assert spec.address is not None
+        worker = self._workers.setdefault(spec.name, _Worker(spec.address))
+        worker.address, worker.spec, worker.entered = spec.address, spec, entered
+        self._unsettle(worker)
+
+    def leave(self, name: str) -> None:
+        """Take a worker out of rotation, at once."""
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.spec = worker.entered = None
+            worker.queue_length = 0
+            self._unsettle(worker)
+
+    def controller_is_new(self) -> None:
+        """The controller has (re)started and knows nothing: put all workers back."""
+        for worker in self._workers.values():
+            if worker.spec is not None:
+                self._unsettle(worker)
+
+    async def report_queue(self, name: str, queue_length: int) -> None:
+        """Pass on a worker's queue length; FastChat's own heartbeat does it every 45 s only."""
+        worker = self._workers.get(name)
+        if worker is None or worker.spec is None or not worker.settled:
+            return
+        worker.queue_length = queue_length
+        try:
+            known = await self._client.heartbeat(
+                self._controller, worker.address, queue_length, _TIMEOUT
+            )
+        except (*Fault, Refused):
+            return  # the controller's own probes see to it
+        if not known and worker.spec is not None:
+            self._unsettle(worker)
+
+    async def close(self) -> None:
+        tasks = [worker.task for worker in self._workers.values() if worker.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _unsettle(self, worker: _Worker) -> None:
+        worker.settled = False
+        if worker.task is None or worker.task.done():
+            worker.task = asyncio.create_task(self._settle(worker))
+
+    async def _settle(self, worker: _Worker) -> None:
+        while not worker.settled:
+            spec = worker.spec
+            try:
+                await self._tell(worker, spec)
+            except Fault as fault:
+                if spec is None and isinstance(fault, ConnectionError):
+                    return  # a controller that is not there gives nobody requests
+                await asyncio.sleep(_RETRY)
+                continue
+            except Refused as refused:
+                log.warning("the controller refuses %s: %s", worker.address, refused)
+                await asyncio.sleep(_RETRY)
+                continue
+            if worker.spec is spec:
+                worker.settled = True
+                if worker.entered is not None:
+                    worker.entered()
+                    worker.entered = None
+
+    async def _tell(self, worker: _Worker, spec: InstanceSpec | None) -> None:
+        if spec is not None:
+            await self._register(worker, spec.models, multimodal=spec.multimodal)
+        elif not await self._client.deregister(self._controller, worker.address, _TIMEOUT):
+            # A plain FastChat controller cannot deregister. With no model it gets no request.
+            await self._register(worker, (), multimodal=False)
+
+    async def _register(
+        self, worker: _Worker, models: tuple[str, ...], *, multimodal: bool
+    ) -> None:
+        await self._client.register(
+            self._controller,
+            worker.address,
+            models,
+            expires=self._expires,
+            queue_length=worker.queue_length,
+            multimodal=multimodal,
+            timeout=_TIMEOUT,
+        )

@@ -1,0 +1,59 @@
+"""Whether a port can be listened on, and who holds it if not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import psutil
+
+from supervisor.runtime import tree
+
+
+def why_taken(host: str, port: int) -> str | None:
+    """None if ``host:port`` can be listened on now, else the reason, for people."""
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return f"the host {host} is not known here; give an address of this machine"
+    family, kind, protocol, _, address = infos[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # As servers do it: a connection that is still winding down is no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return f"port {port} is in use by {_holder(port)}"
+            if error.errno == errno.EADDRNOTAVAIL:
+                return f"{host} is no address of this machine; give one that is"
+            return f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
+    return None
+
+
+def _holder(port: int) -> str:
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except (psutil.AccessDenied, OSError):
+        return "another process; stop it or choose another port"
+    for connection in connections:
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+        if listens and connection.pid:
+            return _describe(connection.pid)
+    return "another process; stop it or choose another port"
+
+
+def _describe(pid: int) -> str:
+    mark = tree.mark_of(pid)
+    if mark is not None:
+        return (
+            f"pid {pid}, left by an earlier supervisor as {mark.rpartition('/')[2]}; "
+            f"end it with `kill {pid}`"
+        )
+    try:
+        name = psutil.Process(pid).name()
+    except psutil.Error:
+        name = "a process"
+    return f"{name} (pid {pid}); stop it or choose another port"

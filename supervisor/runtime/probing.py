@@ -1,0 +1,91 @@
+"""Asks the questions of running instances, and reports every answer. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from supervisor.core.instance import Ask, InstanceSpec, Probe, Question, Startup
+from supervisor.core.lifecycle import Check, Outcome, Probed
+
+Answer = tuple[Outcome, str]
+Asker = Callable[[InstanceSpec, Question, float], Awaitable[Answer]]
+Report = Callable[[str, Probed], None]
+_Loop = Coroutine[Any, Any, None]
+
+_SLOWEST_STARTUP = 2.0
+"""A start that takes twenty minutes is asked every two seconds in the end, not every 0.25."""
+_AFTER_WRONG_ANSWER = 5.0
+"""An answer that says no costs the instance something; silence does not."""
+
+
+class Prober:
+    """One task per check of each instance."""
+
+    def __init__(self, askers: Mapping[Ask, Asker], report: Report) -> None:
+        self._askers = askers
+        self._report = report
+        self._tasks: dict[tuple[str, Check], asyncio.Task[None]] = {}
+
+    def start(self, spec: InstanceSpec, run: int, checks: tuple[Check, ...]) -> None:
+        """Begin ``checks`` for this run; one that is under way already is begun anew."""
+        for check in checks:
+            coroutine = self._loop_for(spec, run, check)
+            self._cancel(spec.name, check)
+            if coroutine is not None:
+                self._tasks[spec.name, check] = asyncio.create_task(coroutine)
+
+    def stop(self, name: str) -> None:
+        for check in Check:
+            self._cancel(name, check)
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _cancel(self, name: str, check: Check) -> None:
+        task = self._tasks.pop((name, check), None)
+        if task is not None:
+            task.cancel()
+
+    def _loop_for(self, spec: InstanceSpec, run: int, check: Check) -> _Loop | None:
+        match check:
+            case Check.STARTUP:
+                return self._startup(spec, run, spec.startup) if spec.startup else None
+            case Check.READINESS:
+                return self._repeat(spec, run, check, spec.readiness) if spec.readiness else None
+            case Check.LIVENESS:
+                return self._repeat(spec, run, check, spec.liveness) if spec.liveness else None
+
+    async def _startup(self, spec: InstanceSpec, run: int, startup: Startup) -> None:
+        """Every question in order, each until it passes; the last pass is the one that counts."""
+        for i, question in enumerate(startup.questions):
+            pause = startup.interval
+            while True:
+                outcome, detail = await self._ask(spec, question, startup.timeout)
+                passed = outcome is Outcome.PASSED
+                if passed and i + 1 < len(startup.questions):
+                    break
+                self._report(spec.name, Probed(run, Check.STARTUP, outcome, detail))
+                if passed:
+                    return
+                await asyncio.sleep(max(pause, _AFTER_WRONG_ANSWER) if i else pause)
+                pause = min(pause * 1.05, max(_SLOWEST_STARTUP, startup.interval))
+
+    async def _repeat(self, spec: InstanceSpec, run: int, check: Check, probe: Probe) -> None:
+        # Spread out, so that a thousand instances are not all asked in the same millisecond.
+        await asyncio.sleep(probe.interval * random.uniform(0.5, 1.0))
+        while True:
+            outcome, detail = await self._ask(spec, probe.question, probe.timeout)
+            self._report(spec.name, Probed(run, check, outcome, detail))
+            await asyncio.sleep(probe.interval)
+
+    async def _ask(self, spec: InstanceSpec, question: Question, timeout: float) -> Answer:
+        asker = self._askers.get(question.ask)
+        if asker is None:
+            return Outcome.UNASKED, f"nobody here can ask {question}"
+        return await asker(spec, question, timeout)

@@ -1,0 +1,298 @@
+"""Local processes: the engine that runs instances. Linux.
+
+An instance is its whole tree (``tree.py``). A crash is reported the moment the leader is gone, what
+is left of its tree is killed, and a successor starts only after the last of it has been reaped. An
+instance that was told to stop is reported as exited when its whole tree is gone.
+
+Everything that exits is reaped in one place, on SIGCHLD: leaders, strays that became our children,
+commands of probes, the log writer. Nothing polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from signal import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Signals
+
+from supervisor.core.instance import InstanceSpec
+from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
+from supervisor.runtime import tree
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[str, Event], None]
+
+_SIGNALS = {Stage.TERM: SIGTERM, Stage.INT: SIGINT, Stage.KILL: SIGKILL}
+
+
+@dataclass
+class _Process:
+    """A leader and, after its death, what it left behind."""
+
+    name: str
+    run: int
+    pid: int
+    told: bool = False
+    """It was asked to stop: what it leaves behind gets the same time that it had itself."""
+    exited: Exited | None = None
+    cleared: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Processes:
+    """``mark`` distinguishes this cluster's processes from those of any other supervisor."""
+
+    def __init__(self, mark: str, environ: Mapping[str, str], deliver: Deliver) -> None:
+        self._mark = mark
+        self._environ = environ
+        self._deliver = deliver
+        self._leaders: dict[int, _Process] = {}
+        self._current: dict[str, _Process] = {}
+        self._clearing: dict[str, _Process] = {}
+        self._helpers: dict[int, Callable[[int], None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Watch for exits. Must run in the main thread, before anything is spawned."""
+        tree.become_subreaper()
+        asyncio.get_running_loop().add_signal_handler(SIGCHLD, self._reap)
+
+    # ------------------------------------------------------------ instances
+
+    def spawn(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> None:
+        """Start ``spec``; ``output`` opens the descriptor for its stdout and stderr.
+
+        Does not block. Reports ``Spawned`` or ``SpawnFailed``, and later ``Exited``.
+        """
+        before = self._clearing.get(spec.name)
+        if before is None:
+            self._spawn(spec, run, output)
+            return
+
+        async def when_clear() -> None:
+            await before.cleared.wait()
+            self._spawn(spec, run, output)
+
+        task = asyncio.create_task(when_clear())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def signal(self, name: str, stage: Stage) -> None:
+        """Signal the whole tree of an instance. Does nothing if it is gone."""
+        process = self._current.get(name)
+        if process is None:
+            return
+        process.told = True
+        self._signal_all(process, _SIGNALS[stage])
+
+    def tree_of(self, name: str) -> list[int]:
+        """The pids of an instance's processes, leader first."""
+        process = self._current.get(name)
+        if process is None:
+            return []
+        leader = [process.pid] if process.exited is None else []
+        return leader + self._members(process)
+
+    def _spawn(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> None:
+        try:
+            descriptor = output()
+            try:
+                pid = self._fork(spec, descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            hopeless = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+            cause = _why_not_started(spec, error)
+            self._deliver(spec.name, SpawnFailed(run, cause, hopeless))
+            return
+        process = _Process(spec.name, run, pid)
+        self._leaders[pid] = self._current[spec.name] = process
+        self._deliver(spec.name, Spawned(run, pid))
+
+    def _fork(self, spec: InstanceSpec, output: int) -> int:
+        secret = None if spec.secret_input is None else _memory_file(spec.secret_input)
+        try:
+            return _popen(
+                spec.argv,
+                cwd=spec.cwd,
+                env={**self._environ, **dict(spec.env), tree.MARK: f"{self._mark}/{spec.name}"},
+                stdin=subprocess.DEVNULL if secret is None else secret,
+                output=output,
+            )
+        finally:
+            if secret is not None:
+                os.close(secret)
+
+    # ------------------------------------------------------------ other children
+
+    def adopt_helper(self, pid: int, exited: Callable[[int], None]) -> None:
+        """Have ``exited(status)`` called when a child that is no instance has been reaped."""
+        self._helpers[pid] = exited
+
+    async def run(self, argv: Sequence[str], spec: InstanceSpec, timeout: float) -> int:
+        """Run a command in an instance's environment; its exit status.
+
+        Raises OSError if it cannot be run, TimeoutError (and kills it) if it takes too long.
+        """
+        env = {**self._environ, **dict(spec.env)}
+        pid = _popen(argv, cwd=spec.cwd, env=env, stdin=subprocess.DEVNULL, output=None)
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def exited(status: int) -> None:
+            if not done.done():
+                done.set_result(status)
+
+        self.adopt_helper(pid, exited)
+        try:
+            async with asyncio.timeout(timeout):
+                return await done
+        finally:
+            if pid in self._helpers:
+                _kill_group(pid, SIGKILL)
+
+    # ------------------------------------------------------------ exits
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                break
+            if result is None:
+                break
+            self._reaped(result.si_pid, result.si_code, result.si_status)
+        for process in list(self._clearing.values()):
+            self._check_cleared(process)
+
+    def _reaped(self, pid: int, code: int, status: int) -> None:
+        process = self._leaders.pop(pid, None)
+        if process is None:
+            helper = self._helpers.pop(pid, None)
+            if helper is not None:
+                helper(status)
+            return
+        if code == os.CLD_EXITED:
+            process.exited = Exited(process.run, status, None)
+        else:
+            process.exited = Exited(process.run, None, _signal_name(status))
+        self._clearing[process.name] = process
+        strays = self._members(process)
+        if strays:
+            # A graceful stop has been announced to the whole tree; a crash has not.
+            how = SIGTERM if process.told else SIGKILL
+            log.info("%s left %d processes behind; sending %s", process.name, len(strays), how.name)
+            self._signal_all(process, how)
+        if not process.told:
+            self._deliver(process.name, process.exited)
+
+    def _check_cleared(self, process: _Process) -> None:
+        """Report a stop, and let a successor start, once nothing of the tree is left."""
+        strays = self._members(process)
+        if strays:
+            if not process.told:
+                self._signal_all(process, SIGKILL)
+            return
+        del self._clearing[process.name]
+        if self._current.get(process.name) is process:
+            del self._current[process.name]
+        process.cleared.set()
+        if process.told and process.exited is not None:
+            self._deliver(process.name, process.exited)
+
+    # ------------------------------------------------------------ trees
+
+    def _members(self, process: _Process) -> list[int]:
+        """Processes of the tree, without the leader."""
+        below = tree.descendants(process.pid) if process.exited is None else []
+        mark = f"{self._mark}/{process.name}"
+        for child in tree.children(os.getpid()):
+            if child in self._leaders or child in self._helpers:
+                continue
+            if tree.mark_of(child) == mark or _session(child) == process.pid:
+                below += [child, *tree.descendants(child)]
+        return below
+
+    def _signal_all(self, process: _Process, number: Signals) -> None:
+        leads = process.exited is None
+        if leads:
+            _kill_group(process.pid, number)
+        for pid in self._members(process):
+            # Once the leader has been reaped, its number may be another group's.
+            if not leads or _group(pid) != process.pid:
+                _kill(pid, number)
+
+
+def _popen(
+    argv: Sequence[str],
+    *,
+    cwd: str,
+    env: Mapping[str, str],
+    stdin: int,
+    output: int | None,
+) -> int:
+    """Start a process in a session of its own; its pid. ``output`` None: thrown away."""
+    sink = subprocess.DEVNULL if output is None else output
+    process = subprocess.Popen(
+        list(argv),
+        cwd=cwd,
+        env=dict(env),
+        stdin=stdin,
+        stdout=sink,
+        stderr=sink,
+        start_new_session=True,
+    )
+    # We reap it ourselves; without a return code Popen would warn, and try to wait for it.
+    process.returncode = 0
+    return process.pid
+
+
+def _memory_file(content: bytes) -> int:
+    """A descriptor to read ``content`` from; it never touches a disk."""
+    descriptor = os.memfd_create("llm-supervisor-secret")
+    os.write(descriptor, content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _why_not_started(spec: InstanceSpec, error: OSError) -> str:
+    missing = error.filename if isinstance(error.filename, str) else spec.argv[0]
+    if isinstance(error, FileNotFoundError) and missing == spec.cwd:
+        return f"its working directory {spec.cwd} does not exist; create it or mend cwd"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no program {missing}; install it or mend the path"
+    return f"{error.strerror}: {missing}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _kill(pid: int, number: Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _kill_group(pid: int, number: Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
