@@ -62,7 +62,12 @@ QUESTIONS: dict[str, list[str]] = {
     "feel": ["How are you?", "How are you doing?", "How are you today?", "Hello, how are you?"],
     "thanks": ["Thank you", "Thanks", "Thank you very much", "Thanks a lot"],
     "bye": ["Goodbye", "Bye", "Good night", "See you later", "Bye bye"],
-    "joke": ["Tell me a joke", "Tell me another joke", "Do you know a joke?", "Say something funny"],
+    "joke": [
+        "Tell me a joke",
+        "Tell me another joke",
+        "Do you know a joke?",
+        "Say something funny",
+    ],
     "product": [
         "What is llm-supervisor?",
         "What is llm supervisor?",
@@ -207,7 +212,7 @@ UNKNOWN_WORDS = (
     "war peace king queen law money price market work game player movie actor song painting "
     "color red blue green big small fast slow old new good bad make build find buy cook fix read "
     "learn play sell draw open happy strange difficult science physics chemistry biology maths"
-).split()
+).split()  # noqa: SIM905
 
 TEMPLATE = "vicuna_v1.1"
 SYSTEM_MESSAGES = ("", "You are a helpful assistant.", "Answer briefly.", "Be kind and polite.")
@@ -396,7 +401,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, chats: Ch
     for rows in islice(batches(tokenizer, chats), STEPS):
         loss = loss_of(model, *pad(tokenizer, rows))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -58,10 +58,11 @@ def diagnose(ended: str, lines: Sequence[str]) -> Diagnosis:
             if sign.pattern.search(line):
                 return Diagnosis(f"{ended}: {sign.meaning} ({_short(line)})", sign.hopeless)
     telling = next((line for line in reversed(said) if _ERROR.search(line)), None)
-    last = telling or (said[-1] if said else None)
-    if last is None:
-        return Diagnosis(f"{ended} without a word in its log", hopeless=False)
-    return Diagnosis(f"{ended}: {_short(last)}", hopeless=False)
+    if telling is not None:
+        return Diagnosis(f"{ended}: {_short(telling)}", hopeless=False)
+    if "SIGKILL" in ended:
+        return Diagnosis(f"{ended} (by hand, or by the kernel for want of memory)", hopeless=False)
+    return Diagnosis(f"{ended}; its log does not say why", hopeless=False)
 
 
 def _short(line: str) -> str:

@@ -91,6 +91,8 @@ class Status:
     stage: Stage | None = None
     again: bool = False
     """While stopping: start it again afterwards."""
+    stop_reason: str = "stopped"
+    """Who or what asked for the last stop."""
     fault: str | None = None
     """While stopping: why it had to be stopped, if that is its own doing."""
     detail: str = ""
@@ -286,10 +288,12 @@ def _stop_requested(status: Status, event: StopRequested, at: _Moment) -> Step:
         case State.BACKOFF | State.FAILED:
             return _move(status, State.STOPPED, event.reason, at, wanted=False), ()
         case State.STOPPING:
-            return replace(status, wanted=False, again=False, fault=None), ()
+            return replace(
+                status, wanted=False, again=False, fault=None, stop_reason=event.reason
+            ), ()
         case State.STARTING | State.READY | State.UNREADY:
             # It stops on DependentsStopped, which follows at once if nothing depends on it.
-            return replace(status, wanted=False, reason=event.reason), ()
+            return replace(status, wanted=False, stop_reason=event.reason), ()
 
 
 def _restart_requested(status: Status, event: RestartRequested, at: _Moment) -> Step:
@@ -310,7 +314,7 @@ def _dependencies_ready(status: Status, event: DependenciesReady, at: _Moment) -
 
 def _dependents_stopped(status: Status, event: DependentsStopped, at: _Moment) -> Step:
     if status.state in RUNNING and not status.wanted:
-        return _begin_stop(status, status.reason, at)
+        return _begin_stop(status, status.stop_reason, at)
     return status, ()
 
 
@@ -319,7 +323,7 @@ def _hurried(status: Status, event: Hurried, at: _Moment) -> Step:
         case State.STOPPING:
             return _escalate(status, at)
         case State.STARTING | State.READY | State.UNREADY if not status.wanted:
-            return _begin_stop(status, status.reason, at)
+            return _begin_stop(status, status.stop_reason, at)
         case _:
             return status, ()
 
@@ -328,7 +332,7 @@ def _spawned(status: Status, event: Spawned, at: _Moment) -> Step:
     status = replace(status, pid=event.pid, started_at=at.now)
     match status.state:
         case State.STARTING if at.spec.startup is None:
-            return _ready(status, "runs; it has no startup probe", at)
+            return _ready(status, "it runs, and has no startup probe", at)
         case State.STARTING:
             status = replace(status, reason=f"started as pid {event.pid}, not ready yet")
             return status, (StartProbes(status.run, (Check.STARTUP,)),)
@@ -397,9 +401,9 @@ def _startup_probed(status: Status, passed: bool, at: _Moment) -> Step:
     if not passed or status.state not in (State.STARTING, State.UNREADY):
         return status, ()
     if at.spec.in_rotation:
-        status = replace(status, in_rotation=True, reason="answers; entering rotation")
+        status = replace(status, in_rotation=True, reason="it answers, and enters rotation")
         return status, (EnterRotation(status.run),)
-    return _ready(status, status.detail, at)
+    return _ready(status, "it answers", at)
 
 
 def _readiness_probed(status: Status, passed: bool, detail: str, at: _Moment) -> Step:
@@ -433,7 +437,7 @@ def _liveness_probed(status: Status, passed: bool, detail: str, at: _Moment) -> 
 
 def _entered_rotation(status: Status, event: EnteredRotation, at: _Moment) -> Step:
     if status.state in (State.STARTING, State.UNREADY) and status.in_rotation:
-        return _ready(status, "answered a prompt and is in rotation", at)
+        return _ready(status, "it answered a prompt and is in rotation", at)
     return status, ()
 
 
@@ -564,7 +568,8 @@ def _ended(status: Status, what: str, *, succeeded: bool, at: _Moment) -> Step:
         case State.STOPPING if status.wanted and status.again:
             return _spawn(status, status.reason, at)
         case State.STARTING | State.READY | State.UNREADY | State.STOPPING:
-            return _move(status, State.STOPPED, what, at, stage=None), ()
+            # Its reason stays: who asked for the stop, not by which signal it ended.
+            return _move(status, State.STOPPED, status.stop_reason, at, stage=None), ()
         case State.STOPPED | State.BACKOFF | State.FAILED:
             return status, ()
 

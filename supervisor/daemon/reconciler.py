@@ -192,10 +192,8 @@ class Reconciler:
             self._effects.exited(spec, before.pid, event)
         if after.state is not before.state or after.wanted != before.wanted:
             self._dirty = True
-        if after.state is not before.state or after.run != before.run:
+        if _is_news(before, after):
             self._journal.write(name, after.state, after.reason, after.pid or before.pid)
-        elif after.reason != before.reason:
-            self._journal.write(name, after.state, after.reason, after.pid)
         if after.timer != before.timer:
             self._set_timer(name, after.timer)
         for effect in effects:
@@ -239,3 +237,15 @@ class Reconciler:
     def _tell_waiters(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _is_news(before: Status, after: Status) -> bool:
+    """Whether people want to read of it. A spawn is told once its pid is known."""
+    about_to_spawn = after.state is State.STARTING and after.pid is None
+    if about_to_spawn and after.restarts == before.restarts:
+        return False
+    return (
+        after.state is not before.state
+        or after.run != before.run
+        or (after.reason != before.reason and after.state is not State.STOPPED)
+    )
