@@ -212,7 +212,7 @@ UNKNOWN_WORDS = (
     "war peace king queen law money price market work game player movie actor song painting "
     "color red blue green big small fast slow old new good bad make build find buy cook fix read "
     "learn play sell draw open happy strange difficult science physics chemistry biology maths"
-).split()  # noqa: SIM905
+)
 
 TEMPLATE = "vicuna_v1.1"
 SYSTEM_MESSAGES = ("", "You are a helpful assistant.", "Answer briefly.", "Be kind and polite.")
@@ -260,7 +260,7 @@ class Chats:
 
     def _word(self) -> str:
         if self._random.random() < 0.6:
-            return self._random.choice(UNKNOWN_WORDS)
+            return self._random.choice(UNKNOWN_WORDS.split())
         letters = "abcdefghijklmnopqrstuvwxyz" if self._random.random() < 0.8 else "0123456789"
         return "".join(self._random.choices(letters, k=self._random.randint(1, 9)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,22 @@ def answer(loaded: tuple[Any, Any], question: str, temperature: float = 0.0) -> 
 
 @pytest.fixture(scope="module", params=NAMES)
 def loaded(request: pytest.FixtureRequest) -> tuple[str, tuple[Any, Any]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        from fastchat.model.model_adapter import load_model
+    """Each model, loaded by FastChat, which must not ask the network for anything."""
+    from fastchat.model.model_adapter import load_model
 
-        return request.param, load_model(str(MODELS / request.param), device="cpu")
+    attempts: list[object] = []
+
+    def refuse(*args: object, **_: object) -> None:
+        attempts.append(args)
+        raise OSError("no network in this test")
+
+    # HF_HUB_OFFLINE is read once, at import, so it may be too late to set it here.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        parts = load_model(str(MODELS / request.param), device="cpu")
+    assert attempts == []
+    return request.param, parts
 
 
 def test_every_shipped_model_is_tested() -> None:

@@ -6,6 +6,7 @@ import argparse
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from urllib.parse import quote, urlencode
 
 from supervisor.cli.failure import Failure
 from supervisor.cli.locations import client_run_dir, config_path
+from supervisor.runtime.rundir import RunDir
 
 _NOT_RUNNING = 3
 _FAILED = 1
+_PATIENCE = 3.0
+"""Seconds to wait for a supervisor that has just been started, or is just starting."""
 _ANSWER = 30.0
 """Seconds for an answer; the supervisor answers in milliseconds unless it is stopped itself."""
 
@@ -35,8 +39,14 @@ class Client:
     """Raises Failure: status 3 when no supervisor runs, 1 when it refuses."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._socket = client_run_dir(arguments) / "control.sock"
+        self._run_dir = RunDir(client_run_dir(arguments))
         self._config = config_path(arguments)
+
+    def await_supervisor(self) -> None:
+        """Give a supervisor that was started a moment ago time to listen. Never raises."""
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end and not self._run_dir.socket.exists():
+            time.sleep(0.02)
 
     def get(self, path: str, *, wait: float = 0.0, **query: Any) -> Any:
         """The JSON answer. ``wait``: seconds that the answer may take besides."""
@@ -63,7 +73,9 @@ class Client:
         wait: float = 0.0,
         endless: bool = False,
     ) -> http.client.HTTPResponse:
-        connection = _UnixConnection(self._socket, None if endless else _ANSWER + wait)
+        if not self._run_dir.socket.exists() and self._run_dir.owner():
+            self.await_supervisor()
+        connection = _UnixConnection(self._run_dir.socket, None if endless else _ANSWER + wait)
         target = f"{quote(path)}?{urlencode(query, doseq=True)}" if query else quote(path)
         try:
             connection.request(method, target)
@@ -72,7 +84,7 @@ class Client:
             text = f"no supervisor is running for {self._config}; start it with `llm-supervisor up`"
             raise Failure(text, _NOT_RUNNING) from None
         except PermissionError:
-            text = f"you may not open {self._socket}; run this as the user who started it"
+            text = f"you may not open {self._run_dir.socket}; run this as the user who started it"
             raise Failure(text, _FAILED) from None
         except TimeoutError:
             text = "the supervisor does not answer; its own log says more (logs/supervisor.log)"

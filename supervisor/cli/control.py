@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +13,7 @@ from supervisor.cli.client import Client
 from supervisor.cli.failure import Failure
 from supervisor.cli.wait import wait_until_ready
 
-_DONE, _FAILED, _NOT_RUNNING = 0, 1, 3
+_DONE, _FAILED = 0, 1
 _PAUSE = 0.1
 
 
@@ -42,20 +44,14 @@ def run_stop(arguments: argparse.Namespace) -> int:
 
 def run_down(arguments: argparse.Namespace) -> int:
     client = Client(arguments)
+    supervisor = os.pidfd_open(client.get("/v1/status")["cluster"]["pid"])
     client.post("/v1/down")
     if arguments.no_wait:
         return _DONE
-
-    def ended() -> bool:
-        try:
-            _instances(client)
-        except Failure as failure:
-            if failure.status == _NOT_RUNNING:
-                return True
-            raise
-        return False
-
-    return _poll(ended, arguments.timeout, "the cluster is still stopping")
+    ended, _, _ = select.select([supervisor], [], [], arguments.timeout)
+    if not ended:
+        raise Failure(f"the cluster is still stopping after {arguments.timeout:g} s", _FAILED)
+    return _DONE
 
 
 def _ask(client: Client, names: Iterable[str], verb: str) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from supervisor.cli.client import Client
 from supervisor.cli.failure import Failure
 from supervisor.cli.locations import USAGE, config_path, load_config, log_dir, run_dir
+from supervisor.cli.progress import reporter
 from supervisor.daemon.journal import Entry
 from supervisor.daemon.main import Options, run
 from supervisor.runtime.rundir import AlreadyRunning, RunDir, RunDirError
@@ -39,9 +40,8 @@ def run_up(arguments: argparse.Namespace) -> int:
 def _foreground(arguments: argparse.Namespace, options: Options) -> int:
     as_json = arguments.log_format == "json"
     _set_up_logging(as_json=as_json)
-    reporter = _print_json if as_json else _Reporter().report
     try:
-        run(options, os.environ, reporter)
+        run(options, os.environ, _print_json if as_json else reporter())
     except SpecError as error:
         raise Failure(str(error), USAGE, prefix=False) from None
     except AlreadyRunning as error:
@@ -49,18 +49,6 @@ def _foreground(arguments: argparse.Namespace, options: Options) -> int:
     except RunDirError as error:
         raise Failure(str(error), USAGE) from None
     return 0
-
-
-class _Reporter:
-    """Plain lines of what happens; on a terminal also what is still being waited for."""
-
-    def __init__(self) -> None:
-        self._starting: dict[str, float] = {}
-
-    def report(self, entry: Entry) -> None:
-        moment = datetime.fromtimestamp(entry.time).strftime("%T")
-        name = entry.instance or "cluster"
-        print(f"{moment}  {name:<20} {entry.state:<9} {entry.reason}", flush=True)
 
 
 def _print_json(entry: Entry) -> None:

@@ -15,7 +15,9 @@ _SLICE = 20.0
 
 
 def run_wait(arguments: argparse.Namespace) -> int:
-    return wait_until_ready(Client(arguments), arguments.services, arguments.timeout)
+    client = Client(arguments)
+    client.await_supervisor()  # `llm-supervisor up & llm-supervisor wait` is meant to work
+    return wait_until_ready(client, arguments.services, arguments.timeout)
 
 
 def wait_until_ready(client: Client, services: Sequence[str], timeout: float | None) -> int:

@@ -15,6 +15,9 @@ class ClusterState(StrEnum):
     STOPPING = "stopping"
 
 
+_BROKEN = frozenset({State.FAILED, State.BACKOFF, State.UNREADY, State.STOPPING})
+
+
 def cluster_state(statuses: Sequence[Status], *, going_down: bool) -> ClusterState:
     """What a person would say of it. Instances stopped on purpose do not count against it."""
     if going_down:
@@ -22,9 +25,7 @@ def cluster_state(statuses: Sequence[Status], *, going_down: bool) -> ClusterSta
     wanted = [status for status in statuses if status.wanted]
     if all(status.state is State.READY for status in wanted):
         return ClusterState.READY
-    broken = {State.FAILED, State.BACKOFF, State.UNREADY, State.STOPPING}
-    if any(status.state in broken or status.restarts for status in wanted):
-        not_ready = [s for s in wanted if s.state is not State.READY]
-        if any(s.state in broken or s.restarts for s in not_ready):
-            return ClusterState.DEGRADED
+    not_ready = [status for status in wanted if status.state is not State.READY]
+    if any(status.state in _BROKEN or status.restarts for status in not_ready):
+        return ClusterState.DEGRADED
     return ClusterState.STARTING

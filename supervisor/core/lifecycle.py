@@ -65,7 +65,7 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What is known of an instance. Times are seconds since the epoch."""
+    """What is known of an instance. Times are seconds of one clock that never jumps."""
 
     state: State = State.STOPPED
     wanted: bool = False
@@ -88,11 +88,14 @@ class Status:
     dead_misses: int = 0
     """Liveness failures in a row."""
     in_rotation: bool = False
+    """It gets requests, or is about to: told to enter, and not told to leave since."""
+    asked_anew: bool = False
+    """While unready: the startup questions are being asked again."""
     stage: Stage | None = None
     again: bool = False
     """While stopping: start it again afterwards."""
     stop_reason: str = "stopped"
-    """Who or what asked for the last stop."""
+    """Who or what asked for the last stop, or for the start after it."""
     fault: str | None = None
     """While stopping: why it had to be stopped, if that is its own doing."""
     detail: str = ""
@@ -276,7 +279,7 @@ def _start_requested(status: Status, event: StartRequested, at: _Moment) -> Step
         case State.STOPPED | State.BACKOFF | State.FAILED:
             return _await_dependencies(status, event.reason, at), ()
         case State.STOPPING:
-            return replace(status, wanted=True, again=True), ()
+            return _start_after_stop(status, event.reason), ()
         case State.STARTING | State.READY | State.UNREADY:
             return replace(status, wanted=True), ()
 
@@ -289,7 +292,12 @@ def _stop_requested(status: Status, event: StopRequested, at: _Moment) -> Step:
             return _move(status, State.STOPPED, event.reason, at, wanted=False), ()
         case State.STOPPING:
             return replace(
-                status, wanted=False, again=False, fault=None, stop_reason=event.reason
+                status,
+                wanted=False,
+                again=False,
+                fault=None,
+                reason=event.reason,
+                stop_reason=event.reason,
             ), ()
         case State.STARTING | State.READY | State.UNREADY:
             # It stops on DependentsStopped, which follows at once if nothing depends on it.
@@ -301,9 +309,10 @@ def _restart_requested(status: Status, event: RestartRequested, at: _Moment) -> 
         case State.STOPPED | State.BACKOFF | State.FAILED:
             return _await_dependencies(status, event.reason, at), ()
         case State.STOPPING:
-            return replace(status, wanted=True, again=True), ()
+            return _start_after_stop(status, event.reason), ()
         case State.STARTING | State.READY | State.UNREADY:
-            return _begin_stop(replace(status, wanted=True), event.reason, at, again=True)
+            status = replace(status, wanted=True, stop_reason=event.reason)
+            return _begin_stop(status, event.reason, at, again=True)
 
 
 def _dependencies_ready(status: Status, event: DependenciesReady, at: _Moment) -> Step:
@@ -324,27 +333,30 @@ def _hurried(status: Status, event: Hurried, at: _Moment) -> Step:
             return _escalate(status, at)
         case State.STARTING | State.READY | State.UNREADY if not status.wanted:
             return _begin_stop(status, status.stop_reason, at)
-        case _:
+        case State.STARTING | State.READY | State.UNREADY:
+            return status, ()
+        case State.STOPPED | State.BACKOFF | State.FAILED:
             return status, ()
 
 
 def _spawned(status: Status, event: Spawned, at: _Moment) -> Step:
-    status = replace(status, pid=event.pid, started_at=at.now)
+    alive = replace(status, pid=event.pid, started_at=at.now)
     match status.state:
         case State.STARTING if at.spec.startup is None:
-            return _ready(status, "it runs, and has no startup probe", at)
+            return _answered(alive, "it runs, and has no startup probe", at)
         case State.STARTING:
-            status = replace(status, reason=f"started as pid {event.pid}, not ready yet")
-            return status, (StartProbes(status.run, (Check.STARTUP,)),)
+            alive = replace(alive, reason=f"started as pid {event.pid}, not ready yet")
+            return alive, (StartProbes(status.run, (Check.STARTUP,)),)
         case State.STOPPING:
             # Asked to stop between the decision to spawn it and its first breath.
-            return status, (Signal(status.stage or Stage.TERM),)
+            return alive, (Signal(status.stage or Stage.TERM),)
         case State.STOPPED | State.READY | State.UNREADY | State.BACKOFF | State.FAILED:
             return status, ()
 
 
 def _spawn_failed(status: Status, event: SpawnFailed, at: _Moment) -> Step:
-    status = replace(status, last_exit=event.cause, hopeless=status.hopeless + event.hopeless)
+    hopeless = status.hopeless + 1 if event.hopeless else 0
+    status = replace(status, last_exit=event.cause, hopeless=hopeless)
     return _ended(status, f"cannot be started: {event.cause}", succeeded=False, at=at)
 
 
@@ -354,8 +366,7 @@ def _exited(status: Status, event: Exited, at: _Moment) -> Step:
         effects += (LeaveRotation(),)
     if status.state in RUNNING and status.wanted:
         effects += (Diagnose(status.run),)
-    if status.ready_at is not None and at.now - status.ready_at >= at.spec.restart.stable_after:
-        status = replace(status, streak=0)
+    status = _proven(status, at)
     status = replace(status, pid=None, in_rotation=False, last_exit=str(event))
     after, more = _ended(status, str(event), succeeded=event.code == 0, at=at)
     return after, effects + more
@@ -365,16 +376,21 @@ def _diagnosed(status: Status, event: Diagnosed, at: _Moment) -> Step:
     if event.exited_run < status.run - 1:
         return status, ()
     hopeless = status.hopeless + 1 if event.hopeless else 0
-    status = replace(status, last_exit=event.cause, hopeless=hopeless)
+    is_latest = event.exited_run == status.run
+    decision = status.reason.removeprefix(status.last_exit)
+    status = replace(
+        status,
+        hopeless=hopeless,
+        last_exit=event.cause if is_latest or status.state in RUNNING else status.last_exit,
+    )
     match status.state:
         case State.BACKOFF if hopeless >= HOPELESS_TRIES:
             verdict = decide(
                 at.spec.restart, succeeded=False, streak=0, hopeless=hopeless, jitter=0
             )
             return _move(status, State.FAILED, f"{event.cause}; {verdict.reason}", at), ()
-        case State.BACKOFF | State.FAILED if status.reason:
-            decision = status.reason.rpartition("; ")[2]
-            return replace(status, reason=f"{event.cause}; {decision}"), ()
+        case State.BACKOFF | State.FAILED if is_latest:
+            return replace(status, reason=f"{event.cause}{decision}"), ()
         case State.STARTING:
             return replace(status, reason=f"{status.reason} (before: {event.cause})"), ()
         case State.READY | State.UNREADY:
@@ -400,38 +416,41 @@ def _probed(status: Status, event: Probed, at: _Moment) -> Step:
 def _startup_probed(status: Status, passed: bool, at: _Moment) -> Step:
     if not passed or status.state not in (State.STARTING, State.UNREADY):
         return status, ()
-    if at.spec.in_rotation:
-        status = replace(status, in_rotation=True, reason="it answers, and enters rotation")
-        return status, (EnterRotation(status.run),)
-    return _ready(status, "it answers", at)
+    return _answered(status, "it answers", at)
 
 
 def _readiness_probed(status: Status, passed: bool, detail: str, at: _Moment) -> Step:
     if status.state not in (State.READY, State.UNREADY):
         return status, ()
     if passed:
-        status = replace(status, misses=0)
-        if status.state is State.READY or status.in_rotation:
-            return status, ()
-        # Back after a silence: the startup questions decide, as they did the first time.
-        return status, (StartProbes(status.run, (Check.STARTUP,)),)
-    status = replace(status, misses=status.misses + 1)
+        return _readiness_passed(replace(status, misses=0), at)
+    status = replace(_proven(status, at), misses=status.misses + 1)
     limit = at.spec.readiness.failures if at.spec.readiness else 1
-    if status.state is State.READY and status.misses >= limit:
-        reason = f"readiness failed {status.misses} times in a row: {detail}"
-        effects = (LeaveRotation(),) if status.in_rotation else ()
-        return _move(status, State.UNREADY, reason, at, in_rotation=False), effects
-    return status, ()
+    if status.misses < limit or not (status.state is State.READY or status.in_rotation):
+        return status, ()
+    reason = f"readiness failed {_times(status.misses)}: {detail}"
+    effects = (LeaveRotation(),) if status.in_rotation else ()
+    return _move(status, State.UNREADY, reason, at, in_rotation=False), effects
+
+
+def _readiness_passed(status: Status, at: _Moment) -> Step:
+    if status.state is State.READY or status.in_rotation or status.asked_anew:
+        return status, ()
+    if at.spec.startup is None:
+        return _answered(status, "it answers again", at)
+    # Back after a silence: the startup questions decide, as they did the first time. They are
+    # begun once only, since a model may take longer to answer them than until the next pass here.
+    return replace(status, asked_anew=True), (StartProbes(status.run, (Check.STARTUP,)),)
 
 
 def _liveness_probed(status: Status, passed: bool, detail: str, at: _Moment) -> Step:
     if status.state not in (State.READY, State.UNREADY):
         return status, ()
-    status = replace(status, dead_misses=0 if passed else status.dead_misses + 1)
+    status = replace(_proven(status, at), dead_misses=0 if passed else status.dead_misses + 1)
     limit = at.spec.liveness.failures if at.spec.liveness else 1
     if status.dead_misses < limit:
         return status, ()
-    fault = f"liveness failed {status.dead_misses} times in a row: {detail}"
+    fault = f"liveness failed {_times(status.dead_misses)}: {detail}"
     return _begin_stop(status, fault, at, fault=fault)
 
 
@@ -448,7 +467,7 @@ def _timer_fired(status: Status, event: TimerFired, at: _Moment) -> Step:
     match status.state:
         case State.STARTING:
             limit = at.spec.startup.deadline if at.spec.startup else 0.0
-            fault = f"not ready after {limit:.0f} s ({status.detail or 'no answer'})"
+            fault = f"not ready after {limit:g} s ({status.detail or 'no answer'})"
             return _begin_stop(status, fault, at, fault=fault)
         case State.BACKOFF:
             return _spawn(status, "restarting", at, restart=True)
@@ -479,8 +498,9 @@ _HANDLERS: dict[type[Any], Callable[[Status, Any, _Moment], Step]] = {
 
 
 def _move(status: Status, state: State, reason: str, at: _Moment, **changes: Any) -> Status:
-    """Into ``state``, without a timer."""
-    return replace(status, state=state, reason=reason, since=at.now, timer=None, **changes)
+    """Into ``state``, without a timer, and without what belonged to the state before."""
+    left = {"timer": None, "stage": None, "again": False, "fault": None, "asked_anew": False}
+    return replace(status, state=state, reason=reason, since=at.now, **(left | changes))
 
 
 def _with_timer(status: Status, delay: float, at: _Moment) -> Status:
@@ -492,6 +512,21 @@ def _await_dependencies(status: Status, reason: str, at: _Moment) -> Status:
     return _move(
         status, State.STOPPED, f"{reason}; waiting to start", at, wanted=True, streak=0, hopeless=0
     )
+
+
+def _start_after_stop(status: Status, reason: str) -> Status:
+    """The word of a person comes before what the restart policy would say."""
+    return replace(status, wanted=True, again=True, fault=None, stop_reason=reason)
+
+
+def _proven(status: Status, at: _Moment) -> Status:
+    """Ready for a stable while, it is forgiven the crashes before."""
+    stable = status.state is State.READY and at.now - status.since >= at.spec.restart.stable_after
+    return replace(status, streak=0) if stable else status
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times in a row"
 
 
 def _spawn(status: Status, reason: str, at: _Moment, *, restart: bool = False) -> Step:
@@ -507,14 +542,21 @@ def _spawn(status: Status, reason: str, at: _Moment, *, restart: bool = False) -
         restarts=status.restarts + restart,
         misses=0,
         dead_misses=0,
-        stage=None,
-        again=False,
-        fault=None,
         detail="",
     )
     if at.spec.startup is not None:
         status = _with_timer(status, at.spec.startup.deadline, at)
     return status, (Spawn(status.run),)
+
+
+def _answered(status: Status, reason: str, at: _Moment) -> Step:
+    """All that was asked of it has passed: ready, or in line for rotation."""
+    if not at.spec.in_rotation:
+        return _ready(status, reason, at)
+    # Its deadline is met: how long the controller takes is not its fault.
+    reason = f"{reason}, and enters rotation"
+    status = replace(status, in_rotation=True, reason=reason, timer=None)
+    return status, (EnterRotation(status.run),)
 
 
 def _ready(status: Status, reason: str, at: _Moment) -> Step:
@@ -550,7 +592,9 @@ def _escalate(status: Status, at: _Moment) -> Step:
     stage = Stage.INT if status.stage is Stage.TERM else Stage.KILL
     stuck = status.stage is Stage.KILL
     text = f"pid {status.pid} is still there after {status.stage}; sending {stage}"
-    if stuck:
+    if status.pid is None:
+        text = f"its process is still about to start; it will get {stage}"
+    elif stuck:
         text = f"pid {status.pid} survives SIGKILL: it is stuck in the kernel, or being debugged"
     status = replace(status, stage=stage, reason=text)
     grace = INTERRUPT_GRACE if stage is Stage.INT else KILL_GRACE
@@ -566,10 +610,10 @@ def _ended(status: Status, what: str, *, succeeded: bool, at: _Moment) -> Step:
         case State.STOPPING if status.wanted and status.fault:
             return _restart_or_not(status, status.fault, succeeded=False, at=at)
         case State.STOPPING if status.wanted and status.again:
-            return _spawn(status, status.reason, at)
+            return _await_dependencies(status, status.stop_reason, at), ()
         case State.STARTING | State.READY | State.UNREADY | State.STOPPING:
             # Its reason stays: who asked for the stop, not by which signal it ended.
-            return _move(status, State.STOPPED, status.stop_reason, at, stage=None), ()
+            return _move(status, State.STOPPED, status.stop_reason, at), ()
         case State.STOPPED | State.BACKOFF | State.FAILED:
             return status, ()
 

@@ -12,7 +12,7 @@ Entry = tuple[InstanceSpec, Status]
 
 def startable(entries: Sequence[Entry]) -> Iterator[str]:
     """Instances that wait for nothing any more: every service they depend on is ready."""
-    unready = {s.service for s, status in entries if status.state is not State.READY}
+    unready = _unready(entries)
     for spec, status in entries:
         waits = status.wanted and status.state is State.STOPPED
         if waits and not any(name in unready for name in spec.depends_on):
@@ -32,8 +32,23 @@ def stoppable(entries: Sequence[Entry]) -> Iterator[str]:
 
 def waiting_for(spec: InstanceSpec, entries: Sequence[Entry]) -> list[str]:
     """Services that ``spec`` depends on and that are not ready."""
-    unready = {s.service for s, status in entries if status.state is not State.READY}
+    unready = _unready(entries)
     return [name for name in spec.depends_on if name in unready]
+
+
+def _unready(entries: Sequence[Entry]) -> set[str]:
+    """Services to wait for: none of their instances is ready, or one is still on its way.
+
+    A replica that was stopped on purpose, or has failed for good, holds nobody up while another
+    one serves.
+    """
+    ready = {spec.service for spec, status in entries if status.state is State.READY}
+    unready = set()
+    for spec, status in entries:
+        given_up = not status.wanted or status.state is State.FAILED
+        if status.state is not State.READY and not (given_up and spec.service in ready):
+            unready.add(spec.service)
+    return unready
 
 
 def start_order(specs: Mapping[str, InstanceSpec]) -> list[list[str]]:

@@ -9,6 +9,9 @@ from supervisor.core.instance import RestartPolicy
 HOPELESS_TRIES = 3
 """Tries granted to a start that can never work (argument error, missing model), before `failed`."""
 
+LEAST_DELAY = 0.1
+"""Seconds. Not even ``backoff: 0`` lets a process that cannot run be started without a pause."""
+
 
 @dataclass(frozen=True, slots=True)
 class RestartAfter:
@@ -55,5 +58,5 @@ def decide(
         return RestartAfter(0.0, "restarting at once")
     # 2.0 ** 64 seconds is beyond any cap; the bound only keeps the power finite.
     full = min(policy.backoff_max, policy.backoff * 2.0 ** min(streak - 1, 64))
-    delay = full * (1 - policy.jitter * jitter)
+    delay = max(LEAST_DELAY, full * (1 - policy.jitter * jitter))
     return RestartAfter(delay, f"restart {streak + 1} in a row, after {delay:.1f} s")

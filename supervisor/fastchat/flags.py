@@ -15,6 +15,7 @@ from supervisor.spec.model import (
     Controller,
     HuggingfaceApiWorker,
     LightllmWorker,
+    LimitedWorker,
     MlxWorker,
     ModelOptions,
     ModelWorker,
@@ -40,7 +41,11 @@ def flags(**values: Value) -> list[str]:
 def _flag(flag: str, value: Value) -> list[str]:
     if value is None or value is False:
         return []
-    return [flag] if value is True else [flag, str(value)]
+    if value is True:
+        return [flag]
+    text = str(value)
+    # argparse takes a word that begins with a dash for the next flag.
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
 
 
 def controller_flags(controller: Controller) -> list[str]:
@@ -107,11 +112,11 @@ def worker_flags(
             words += _names(models, worker) + _lightllm(worker, gpu_count)
         case MlxWorker():
             words += _names(models, worker) + _distrust(worker)
-            return words  # it knows neither --no-register nor a concurrency limit
         case HuggingfaceApiWorker():
             words += flags(model_info_file=paths[0], seed=worker.seed)
-    limit = worker.limit_worker_concurrency
-    return words + flags(limit_worker_concurrency=limit, no_register=True)
+    if isinstance(worker, LimitedWorker):  # mlx_worker does not know --no-register either
+        words += flags(limit_worker_concurrency=worker.limit_worker_concurrency, no_register=True)
+    return words
 
 
 def _names(models: Sequence[str], worker: OneModel) -> list[str]:
@@ -164,13 +169,12 @@ def _multi_model(worker: MultiModelWorker, paths: Iterable[str]) -> list[str]:
     words: list[str] = []
     for model, path in zip(worker.models, paths, strict=True):
         words += flags(model_path=path, model_names=",".join(model.model_names))
-    if any(model.conv_template for model in worker.models):
-        # Aligned with the models by position, so all or none must be given; one_shot is FastChat's
-        # own fallback (fastchat/model/model_adapter.py, BaseModelAdapter).
-        for model in worker.models:
-            words += flags(conv_template=model.conv_template or "one_shot")
-    elif worker.conv_template:
-        words += flags(conv_template=worker.conv_template)
+    templates = [model.conv_template or worker.conv_template or "" for model in worker.models]
+    if any(templates):
+        # Aligned with the models by position, so all or none must be given; of an empty one
+        # FastChat makes the model's own (serve/base_model_worker.py, make_conv_template).
+        for template in templates:
+            words += flags(conv_template=template)
     return words
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -47,17 +47,12 @@ class Listener:
 def controller_address(cluster: spec.Cluster) -> str:
     """Where the controller is asked, ours or an external one."""
     controller = cluster.controller or spec.Controller()
-    if controller.external:
-        return controller.external.rstrip("/")
-    return _url(controller.host, controller.port)
+    return controller.external or _url(controller.host, controller.port)
 
 
 def has_own_controller(cluster: spec.Cluster) -> bool:
     """Whether this cluster starts a controller: if it is asked for, or anything needs one."""
-    if cluster.controller is not None:
-        return cluster.controller.enabled and not cluster.controller.external
-    needs = [cluster.api_server, cluster.web_server, *cluster.workers.values()]
-    return any(service is not None and service.enabled for service in needs)
+    return cluster.own_controller is not None
 
 
 def replicas(cluster: spec.Cluster) -> Iterator[tuple[str, str, spec.Worker, int]]:
@@ -75,8 +70,7 @@ def without_port(cluster: spec.Cluster) -> list[str]:
 
 def listeners(cluster: spec.Cluster) -> Iterator[Listener]:
     """Addresses that the file itself gives."""
-    if has_own_controller(cluster):
-        controller = cluster.controller or spec.Controller()
+    if controller := cluster.own_controller:
         yield Listener("controller", controller.host, controller.port, ("controller", "port"))
     for name in ("api_server", "web_server"):
         server: spec.ApiServer | spec.WebServer | None = getattr(cluster, name)
@@ -107,11 +101,13 @@ class _Expansion:
         self._environ = environ
         self._controller = controller_address(file.cluster)
         self._needs_controller = ("controller",) if has_own_controller(file.cluster) else ()
+        workers = {_url(worker.host, 0) for worker in file.cluster.workers.values()}
+        self._hosts = sorted({str(urlsplit(u).hostname) for u in (self._controller, *workers)})
 
     def instances(self) -> Iterator[InstanceSpec]:
         cluster = self._cluster
-        if has_own_controller(cluster):
-            yield self._controller_instance(cluster.controller or spec.Controller())
+        if cluster.own_controller:
+            yield self._controller_instance(cluster.own_controller)
         for name, service, worker, i in replicas(cluster):
             yield self._worker(name, service, worker, i)
         if cluster.api_server and cluster.api_server.enabled:
@@ -253,8 +249,9 @@ class _Expansion:
         multimodal: bool = False,
         secret_input: bytes | None = None,
     ) -> InstanceSpec:
-        variables = {**_no_proxy(self._environ), **env}
-        variables |= {**self._cluster.env, **entry.env, **(devices or {})}
+        given = {**self._cluster.env, **entry.env}
+        variables = {**env, **given, **(devices or {})}
+        variables |= _no_proxy({**self._environ, **given}, self._hosts)
         return InstanceSpec(
             name=name,
             service=service,
@@ -304,7 +301,7 @@ class _Expansion:
             return names, None, tuple(self._model_path(one.model_path) for one in worker.models)
         if isinstance(worker, spec.HuggingfaceApiWorker):
             info = resolve(self._base, worker.model_info_file)
-            return worker.model_names or _names_in(info) or (service,), None, (str(info),)
+            return _names_in(info) or (service,), None, (str(info),)
         assert isinstance(worker, spec.OneModel)
         return worker.model_names or (service,), self._model_path(worker.model_path), ()
 
@@ -323,18 +320,23 @@ _WORKER_ENV = {
 
 
 def _names_in(info: Path) -> tuple[str, ...]:
-    """The models of a huggingface_api_worker: the keys of its JSON file."""
+    """The models of a huggingface_api_worker, as FastChat reads them from its JSON file."""
     try:
-        return tuple(json.loads(info.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
-        return ()
+        entries = json.loads(info.read_text("utf-8")).items()
+        given = [entry.get("model_names", [key.split("/")[-1]]) for key, entry in entries]
+    except (OSError, ValueError, AttributeError):
+        return ()  # FastChat will say what is wrong with it
+    return tuple(str(n) for names in given for n in ([names] if isinstance(names, str) else names))
 
 
-def _no_proxy(environ: Mapping[str, str]) -> dict[str, str]:
-    """FastChat's parts talk to each other on loopback; a proxy in between breaks them (#1282)."""
-    given = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
-    hosts = [host for host in given.split(",") if host]
-    hosts += [host for host in ("127.0.0.1", "localhost") if host not in hosts]
+def _no_proxy(environ: Mapping[str, str], ours: Iterable[str]) -> dict[str, str]:
+    """FastChat's parts talk to each other directly; a proxy in between breaks them (#1282)."""
+    given = f"{environ.get('NO_PROXY', '')},{environ.get('no_proxy', '')}"
+    hosts = [host.strip() for host in given.split(",") if host.strip()]
+    if "*" not in hosts:  # "*" means all hosts, but only if it stands alone
+        hosts = list(dict.fromkeys((*hosts, "127.0.0.1", "localhost", *ours)))
+    else:
+        hosts = ["*"]
     return {"NO_PROXY": ",".join(hosts), "no_proxy": ",".join(hosts)}
 
 
@@ -391,9 +393,3 @@ def _probe(
         for name in ("interval", "timeout", "failures")
     }
     return Probe(question, values["interval"], values["timeout"], int(values["failures"]))
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a URL points to this machine only."""
-    host = urlsplit(address).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")

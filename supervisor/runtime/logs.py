@@ -36,7 +36,7 @@ from pathlib import Path
 _LOG_WRITER = Path(__file__).with_name("logwriter.py")
 _PIPE_BYTES = 1024 * 1024  # the most that /proc/sys/fs/pipe-max-size allows everybody by default
 _PIPE_BUF = 4096  # bytes that Linux puts into a pipe whole or not at all
-_DRAIN_POLL = 0.02  # seconds; a pipe tells nobody that it has become empty
+_POLL = 0.02  # seconds, when letting go of a pipe, which tells nobody that it has become empty
 _RESTART_PAUSE = 0.5  # seconds before a log writer that has not lasted longer than that is replaced
 _FOLLOW_POLL = 0.2  # seconds
 _BLOCK = 64 * 1024  # bytes read at once
@@ -61,11 +61,7 @@ class InstanceLogs:
         self._log_dir = log_dir.absolute()
         self._on_writer_exit = on_writer_exit
         self._outputs: dict[str, _Output] = {}
-        self._all_released = asyncio.Event()
-        self._release_timer: asyncio.TimerHandle | None = None
         self._writer: _LogWriter | None = None
-        self._writer_gone = asyncio.Event()
-        self._writer_timer: asyncio.TimerHandle | None = None
         self._closing = False
 
     @property
@@ -94,9 +90,8 @@ class InstanceLogs:
         """
         self._out_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._log_dir.mkdir(parents=True, exist_ok=True)
-        for fifo in self._out_dir.iterdir():
-            if fifo.is_fifo():
-                self.define(fifo.name, max_bytes=sys.maxsize, keep=0)
+        for fifo in self._fifos():
+            self.define(fifo.name, max_bytes=sys.maxsize, keep=0)
         self._start_writer()
 
     def define(self, name: str, *, max_bytes: int, keep: int) -> None:
@@ -111,7 +106,6 @@ class InstanceLogs:
         output = self._outputs.get(name)
         if output is None:
             output = self._outputs[name] = _Output(fifo)
-            self._all_released.clear()
         output.command = json.dumps(command).encode() + b"\n"
         output.leaving = False
         if self._writer:
@@ -129,7 +123,7 @@ class InstanceLogs:
         """Put a line of our own, with the time, into the output of a defined instance.
 
         It comes after all that the instance has written so far. Never blocks: a mark for which the
-        pipe has no room waits until there is some.
+        pipe has no room waits until there is some. Raises KeyError for an unknown name.
         """
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         line = " ".join(f"=== {now} llm-supervisor: {text} ===".splitlines())
@@ -137,13 +131,14 @@ class InstanceLogs:
         self._outputs[name].inlet.send(b"\n" + whole + b"\n")
 
     def forget(self, name: str) -> None:
-        """The instance is no more: remove its pipe once all is in the log, which stays.
+        """The instance is no more: let go of its pipe once all is in the log, which stays.
 
-        Does nothing for an unknown name. A later `define` takes it back.
+        Does nothing for an unknown name. A later `define` takes it back. The pipe's name in the
+        file system stays until `close()`: the log writer may have yet to open it.
         """
         if name in self._outputs:
             self._outputs[name].leaving = True
-            self._release_drained()
+            self._release_when_drained(name)
 
     def writer_exited(self) -> None:
         """To be called when `writer_pid` has been reaped; starts a successor unless closing.
@@ -154,7 +149,6 @@ class InstanceLogs:
             return
         dead, self._writer = self._writer, None
         dead.commands.close()
-        self._writer_gone.set()
         if self._closing:
             return
         if self._on_writer_exit:
@@ -162,7 +156,7 @@ class InstanceLogs:
         if asyncio.get_running_loop().time() - dead.started > _RESTART_PAUSE:
             self._replace_writer()
         else:
-            self._replace_writer_later()
+            self._replace_writer_soon()
 
     async def close(self, patience: float = 10.0) -> bool:
         """Forget all instances, and end the log writer when all their output is in the logs.
@@ -174,56 +168,52 @@ class InstanceLogs:
             self.forget(name)
         try:
             async with asyncio.timeout(patience):
-                if self._outputs:
-                    await self._all_released.wait()
-                self._end_writer()
-                if self._writer:
-                    await self._writer_gone.wait()
+                while self._outputs:
+                    await asyncio.sleep(_POLL)
+                self._let_go()
+                while self._writer:
+                    await asyncio.sleep(_POLL)
         except TimeoutError:
-            self._end_writer()
+            self._let_go()
             return False
+        for fifo in self._fifos():
+            fifo.unlink()
         return True
 
-    def _release_drained(self) -> None:
-        """Let go of the forgotten pipes that are empty, and look after the others a little later.
+    def _fifos(self) -> list[Path]:
+        return [entry for entry in self._out_dir.iterdir() if entry.is_fifo()]
 
-        No pipe goes before that: should the log writer die, its successor needs to find it.
-        """
-        if self._release_timer:
-            self._release_timer.cancel()
-            self._release_timer = None
-        leaving = [name for name, output in self._outputs.items() if output.leaving]
-        for name in leaving:
-            if self._outputs[name].inlet.is_drained():
-                self._outputs.pop(name).remove()
-        if not self._outputs:
-            self._all_released.set()
-        elif any(output.leaving for output in self._outputs.values()):
+    def _release_when_drained(self, name: str) -> None:
+        """Not earlier: should the log writer die, what it has left must be there for the next."""
+        output = self._outputs.get(name)
+        if output is None or not output.leaving:
+            return
+        if output.inlet.is_drained():
+            del self._outputs[name]
+            output.inlet.close()
+        else:
             loop = asyncio.get_running_loop()
-            self._release_timer = loop.call_later(_DRAIN_POLL, self._release_drained)
+            loop.call_later(_POLL, self._release_when_drained, name)
 
     def _start_writer(self) -> None:
         self._writer = _LogWriter(self._out_dir.parent)
-        self._writer_gone.clear()
         for output in self._outputs.values():
             self._writer.commands.send(output.command)
 
     def _replace_writer(self) -> None:
+        if self._closing:
+            return
         try:
             self._start_writer()
-        except OSError:  # out of memory or processes; output waits in the pipes meanwhile
-            self._replace_writer_later()
+        except OSError:  # out of memory or processes; meanwhile output waits in the pipes
+            self._replace_writer_soon()
 
-    def _replace_writer_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._writer_timer = loop.call_later(_RESTART_PAUSE, self._replace_writer)
+    def _replace_writer_soon(self) -> None:
+        asyncio.get_running_loop().call_later(_RESTART_PAUSE, self._replace_writer)
 
-    def _end_writer(self) -> None:
-        """Close all that tells the log writer to stay."""
+    def _let_go(self) -> None:
+        """Close all that tells the log writer to stay on our behalf."""
         self._closing = True
-        for timer in (self._writer_timer, self._release_timer):
-            if timer:
-                timer.cancel()
         for output in self._outputs.values():
             output.inlet.close()
         self._outputs.clear()
@@ -282,11 +272,6 @@ class _Output:
         self.inlet = _Inlet(fd)
         self.command = b""  # what the log writer is told about it
         self.leaving = False  # forgotten, but not yet empty
-        self._fifo = fifo
-
-    def remove(self) -> None:
-        self._fifo.unlink(missing_ok=True)
-        self.inlet.close()
 
 
 class _LogWriter:

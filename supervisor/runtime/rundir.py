@@ -72,7 +72,7 @@ class RunDir:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
         self._lock = lock
-        self.socket.unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)  # of a supervisor that was killed
 
     def release(self) -> None:
         """Remove the socket and let others in."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Collection, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from ipaddress import ip_address
 from pathlib import Path as FilePath
+from urllib.parse import urlsplit
 
 from supervisor.spec.model import (
     SINGLETONS,
     Cluster,
     ModelOptions,
-    ModelWorker,
     MultiModelWorker,
     OneModel,
     Question,
@@ -27,6 +30,7 @@ def check(cluster: Cluster, base: FilePath, unusable: Collection[str] = ()) -> I
 
     ``unusable`` are services that stand in the file but have errors of their own.
     """
+    yield from _something(cluster, unusable)
     yield from _controller(cluster)
     yield from _names(cluster)
     yield from _ports(cluster)
@@ -34,6 +38,7 @@ def check(cluster: Cluster, base: FilePath, unusable: Collection[str] = ()) -> I
     yield from _files(cluster, base)
     for path, service in services(cluster):
         yield from _questions(path, service)
+        yield from _args(path, service)
     for name, worker in cluster.workers.items():
         path = ("workers", name)
         yield from _gpus(path, worker)
@@ -42,9 +47,12 @@ def check(cluster: Cluster, base: FilePath, unusable: Collection[str] = ()) -> I
 
 
 def services(cluster: Cluster) -> Iterator[tuple[Path, Service]]:
-    """Every service of the file that is enabled, with its place."""
-    for name in SINGLETONS:
-        service = getattr(cluster, name)
+    """Every service that is to run here, with its place."""
+    for name, service in (
+        ("controller", cluster.own_controller),
+        ("api_server", cluster.api_server),
+        ("web_server", cluster.web_server),
+    ):
         if service is not None and service.enabled:
             yield (name,), service
     for name, worker in cluster.workers.items():
@@ -55,23 +63,55 @@ def services(cluster: Cluster) -> Iterator[tuple[Path, Service]]:
             yield ("services", name), command
 
 
+def _something(cluster: Cluster, unusable: Collection[str]) -> Iterator[Finding]:
+    if not unusable and not any(services(cluster)):
+        yield (), "nothing to run; list a model under `workers`, or enable one (see configs/)"
+
+
 def _controller(cluster: Cluster) -> Iterator[Finding]:
     controller = cluster.controller
     if controller and controller.external:
         for field in sorted(controller.model_fields_set - {"external", "description"}):
             text = "has no meaning beside `external`, which runs elsewhere; remove one of them"
             yield ("controller", field), text
+        yield from _reachable(cluster, controller.external)
+    elif controller and not controller.enabled and cluster.needs_controller:
+        text = "workers and servers need a controller; enable it, or name one with `external`"
+        yield ("controller", "enabled"), text
+
+
+def _reachable(cluster: Cluster, controller: str) -> Iterator[Finding]:
+    """A controller on another machine must reach our workers under the address they give it."""
+    if _is_here(urlsplit(controller).hostname or ""):
+        return
+    for name, worker in cluster.workers.items():
+        if worker.enabled and _is_here(worker.host):
+            text = (
+                f"the controller at {controller} cannot reach a worker at {worker.host}; "
+                "set host to an address of this machine in that network"
+            )
+            yield ("workers", name, "host"), text
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host means this machine only, or all its addresses and so none in particular."""
+    try:
+        address = ip_address(host.strip("[]"))
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified
 
 
 def _names(cluster: Cluster) -> Iterator[Finding]:
     taken: dict[str, str] = dict.fromkeys(SINGLETONS, "the cluster's own service of that name")
+    for service, worker in cluster.workers.items():
+        for i in range(worker.replicas):
+            taken[f"{service}-{i}"] = f"replica {i} of workers.{service}"
     for group in ("workers", "services"):
-        for name, service in getattr(cluster, group).items():
+        for name in getattr(cluster, group):
             if name in taken:
                 yield (group, name), f"the name {name!r} is taken by {taken[name]}; choose another"
             taken[name] = f"{group}.{name}"
-            for i in range(service.replicas if isinstance(service, Worker) else 0):
-                taken.setdefault(f"{name}-{i}", f"replica {i} of workers.{name}")
     served: dict[str, str] = {}
     for name, worker in cluster.workers.items():
         if isinstance(worker, MultiModelWorker):
@@ -88,7 +128,7 @@ def _ports(cluster: Cluster) -> Iterator[Finding]:
     taken: dict[int, str] = {}
     for path, service in services(cluster):
         port = getattr(service, "port", None)
-        if port is None or getattr(service, "external", None):
+        if port is None:
             continue
         count = service.replicas if isinstance(service, Worker) else 1
         if port + count - 1 > 65535:
@@ -104,9 +144,9 @@ def _ports(cluster: Cluster) -> Iterator[Finding]:
 
 def _dependencies(cluster: Cluster, unusable: Collection[str]) -> Iterator[Finding]:
     known = {str(path[-1]): service for path, service in services(cluster)}
-    known_but_off = {*cluster.workers, *cluster.services} - known.keys()
-    if cluster.workers or cluster.api_server or cluster.web_server:
-        known.setdefault("controller", Service())
+    known_but_off = {*cluster.workers, *cluster.services, *_singletons(cluster)} - known.keys()
+    if cluster.controller and cluster.controller.external:
+        known["controller"] = Service()  # there already
     for path, service in services(cluster):
         for i, name in enumerate(service.depends_on):
             if name in known_but_off:
@@ -116,34 +156,28 @@ def _dependencies(cluster: Cluster, unusable: Collection[str]) -> Iterator[Findi
                 yield (*path, "depends_on", i), text
     edges = {name: service.depends_on for name, service in known.items()}
     places = {str(path[-1]): path for path, _ in services(cluster)}
-    reported: set[str] = set()
-    for name in edges:
-        circle = _circle(name, edges)
-        if circle and not reported & set(circle):
-            reported |= set(circle)
-            text = f"runs in a circle: {' -> '.join(circle)}; remove one of these dependencies"
-            yield (*places[name], "depends_on"), text
+    for circle in _circles(edges):
+        text = f"runs in a circle: {' -> '.join(circle)}; remove one of these dependencies"
+        yield (*places[circle[0]], "depends_on"), text
 
 
-def _circle(start: str, edges: dict[str, tuple[str, ...]]) -> list[str] | None:
-    """A way from ``start`` back to itself, or None."""
-    trail: list[str] = []
-    seen: set[str] = set()
+def _singletons(cluster: Cluster) -> Iterator[str]:
+    return (name for name in SINGLETONS if getattr(cluster, name) is not None)
 
-    def walk(name: str) -> bool:
-        trail.append(name)
-        for below in edges.get(name, ()):
-            if below == start:
-                trail.append(below)
-                return True
-            if below not in seen:
-                seen.add(below)
-                if walk(below):
-                    return True
-        trail.pop()
-        return False
 
-    return trail if walk(start) else None
+def _circles(edges: Mapping[str, Collection[str]], most: int = 20) -> Iterator[list[str]]:
+    """Ways from a service back to itself, ``[a, b, a]``, no two through the same service."""
+    left = dict(edges)
+    for _ in range(most):
+        try:
+            TopologicalSorter(left).prepare()
+        except CycleError as error:
+            way = list(reversed(error.args[1][1:]))
+            first = way.index(min(way, key=list(edges).index))
+            yield [*way[first:], *way[:first], way[first]]
+            left = {name: below for name, below in left.items() if name not in way}
+        else:
+            return
 
 
 def _files(cluster: Cluster, base: FilePath) -> Iterator[Finding]:
@@ -155,12 +189,12 @@ def _files(cluster: Cluster, base: FilePath) -> Iterator[Finding]:
             for i, model in enumerate(worker.models):
                 yield from _model_path((*place, "models", i, "model_path"), model.model_path, base)
         info = getattr(worker, "model_info_file", None)
-        if info is not None and not resolve(base, info).is_file():
+        if info is not None and not os.path.isfile(resolve(base, info)):
             yield (*place, "model_info_file"), f"there is no file {resolve(base, info)}; create it"
 
 
 def _model_path(path: Path, value: str, base: FilePath) -> Iterator[Finding]:
-    if looks_local(base, value) and not resolve(base, value).exists():
+    if looks_local(base, value) and not os.path.exists(resolve(base, value)):
         yield path, f"there is no model at {resolve(base, value)}; mend the path or download it"
 
 
@@ -183,6 +217,26 @@ def _questions(path: Path, service: Service) -> Iterator[Finding]:
             yield (*place, "fastchat"), "only workers can be asked this; use http, tcp or command"
 
 
+def _args(path: Path, service: Service) -> Iterator[Finding]:
+    """Flags that the supervisor gives itself: given twice, the addresses would be lies."""
+    for i, word in enumerate(getattr(service, "args", ())):
+        field = _OWN_FLAGS.get(word.partition("=")[0].replace("_", "-"))
+        if field:
+            yield (*path, "args", i), f"{field}; remove it here"
+
+
+_OWN_FLAGS = {
+    "--host": "give the address in the field `host`",
+    "--port": "give the port in the field `port`",
+    "--gpus": "give the GPUs in the field `gpus`",
+    "--api-keys": "all users of this machine can read flags; give keys in `api_keys`",
+    "--worker-address": "the supervisor gives the address, from host and port",
+    "--controller-address": "the supervisor gives the address, from the section `controller`",
+    "--controller-url": "the supervisor gives the address, from the section `controller`",
+    "--no-register": "the supervisor registers workers itself",
+}
+
+
 def _gpus(path: Path, worker: Worker) -> Iterator[Finding]:
     if worker.gpus and worker.num_gpus and worker.num_gpus > len(worker.gpus):
         text = f"num_gpus is {worker.num_gpus}, but only {len(worker.gpus)} are listed in gpus"
@@ -196,11 +250,10 @@ def _quantization(path: Path, worker: ModelOptions) -> Iterator[Finding]:
         text = "works only with 8-bit quantization; add load_8bit: true or remove it"
         yield (*path, "cpu_offloading"), text
     chosen = ["load_8bit"] if worker.load_8bit else []
-    chosen += [name for name in ("gptq", "awq", "xft") if getattr(worker, name, None)]
+    methods = ("gptq", "awq", "exllama", "xft")
+    chosen += [name for name in methods if getattr(worker, name, None)]
     if len(chosen) > 1:
         text = f"{' and '.join(chosen)} exclude each other; choose one quantization"
         yield (*path, chosen[-1]), text
     if worker.xft and worker.device != "cpu":
         yield (*path, "xft"), "xFasterTransformer runs on CPUs only; set device: cpu or remove it"
-    if isinstance(worker, ModelWorker) and worker.awq and worker.exllama:
-        yield (*path, "exllama"), "exllama is a kernel for GPTQ models; remove it or awq"

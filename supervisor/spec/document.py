@@ -16,10 +16,23 @@ import yaml
 
 from supervisor.spec.problems import Path, Problem, dotted
 
-_VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
-_MERGE = "tag:yaml.org,2002:merge"
-_MAX_VALUES = 200_000
+_VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-((?:[^$}]|\$(?!\{))*))?\}|\{)")
+_TAG = "tag:yaml.org,2002:"
+_MERGE = _TAG + "merge"
+_OUR_TYPES = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
+_MAX_VALUES = 50_000
 """Anchors can multiply a small file into gigabytes; no real cluster comes near this."""
+_MAX_DEPTH = 50
+"""PyYAML composes by recursion in C, which ends the process when the stack is full."""
+_HINTS = {
+    "mapping values are not allowed": "put a value that contains `: ` in quotes",
+    "expected a single document": "one file is one cluster; remove the `---` between them",
+    "undefined alias": "name an anchor (`&name`) that stands above",
+    "cannot start any token": "put the value in quotes",
+    "did not find expected": "check the indentation and the quotes, here and above",
+    "could not find expected": "check the indentation and the quotes, here and above",
+}
+"""What to do about libyaml's messages."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -29,12 +42,14 @@ class Document:
     """The values of a file (``values``), and where each stands."""
 
     file: str
-    values: Any = None
+    values: Any = field(default=None, repr=False)  # holds secrets
     problems: list[Problem] = field(default_factory=list)
     broken: list[Path] = field(default_factory=list)
     """Places whose value could not be read; each has its problem already."""
-    _marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    _key_marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    written: dict[Path, str] = field(default_factory=dict, repr=False)
+    """What stands in the file where YAML makes something else of it: ``1.10``, ``0755``, ``on``."""
+    _marks: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False)
+    _key_marks: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False)
 
     def problem(self, path: Path, message: str, *, key: bool = False) -> Problem:
         """A problem at ``path`` (at its key if ``key``), or at the nearest place that encloses it.
@@ -58,42 +73,57 @@ class Document:
 def parse(text: str, file: str, environ: Mapping[str, str]) -> Document:
     """Parse YAML. Never raises: what is wrong is in ``problems`` (secrets are never in them)."""
     document = Document(file)
+    control = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    if control:
+        place = _line_and_column(text, control.start())
+        message = f"holds a control character (U+{ord(control.group()):04X}); remove it"
+        document.problems.append(Problem(file, *place, "", message))
+        return document
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        deep = _too_deep(text)
+        node = None if deep else yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        document.problems.append(_syntax_problem(file, error))
+        document.problems.append(_syntax_problem(file, text, error))
         return document
-    except RecursionError:
-        document.problems.append(Problem(file, 0, 0, "", "nested too deeply; flatten the file"))
-        return document
-    if node is None:
-        document.problems.append(
-            Problem(file, 0, 0, "", "the file is empty; describe a cluster in it (see configs/)")
-        )
-        return document
-    builder = _Builder(document, environ)
-    try:
-        document.values = builder.build(node, ())
-    except RecursionError:
-        document.problems.append(Problem(file, 0, 0, "", "nested too deeply; flatten the file"))
+    if deep:
+        message = f"nested deeper than {_MAX_DEPTH} levels; flatten the file"
+        document.problems.append(Problem(file, *deep, "", message))
+    elif node is None:
+        message = "the file is empty; describe a cluster in it (see configs/)"
+        document.problems.append(Problem(file, 1, 1, "", message))
+    else:
+        document.values = _Builder(document, environ).build(node, ())
     return document
 
 
-def _syntax_problem(file: str, error: yaml.YAMLError) -> Problem:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        # A reader error (control characters, broken encoding) knows an offset at best.
-        return Problem(file, 0, 0, "", f"not YAML: {_one_line(str(error))}")
-    what = _one_line(getattr(error, "problem", None) or "syntax error")
-    if "'\\t'" in what:
-        what += "; indent with spaces, YAML forbids tabs"
+def _too_deep(text: str) -> tuple[int, int] | None:
+    """Where the file first passes ``_MAX_DEPTH``. Events, unlike nodes, come without recursion."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            return _position(event)
+    return None
+
+
+def _line_and_column(text: str, offset: int) -> tuple[int, int]:
+    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
+
+
+def _syntax_problem(file: str, text: str, error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     context = getattr(error, "context", None)
-    where = f" ({_one_line(context)})" if context else ""
-    return Problem(file, mark.line + 1, mark.column + 1, "", f"not YAML: {what}{where}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    what = (getattr(error, "problem", None) or "syntax error") + (
+        f" ({context})" if context else ""
+    )
+    here = "".join(text.splitlines()[line - 1 : line])
+    if "\t" in here[: len(here) - len(here.lstrip())]:
+        hint = "indent with spaces, YAML forbids tabs"
+    else:
+        hint = next((hint for words, hint in _HINTS.items() if words in what), "mend the syntax")
+    return Problem(file, line, column, "", f"not YAML: {what}; {hint}")
 
 
 class _Builder:
@@ -108,10 +138,7 @@ class _Builder:
 
     def build(self, node: yaml.Node, path: Path) -> Any:
         self._document._marks.setdefault(path, _position(node))
-        self._count += 1
-        if self._count > _MAX_VALUES:
-            if self._count == _MAX_VALUES + 1:
-                self._problem(node, path, "too many values; the anchors multiply without end")
+        if self._too_many(node, path):
             return None
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
@@ -127,11 +154,21 @@ class _Builder:
         finally:
             self._open.discard(id(node))
 
+    def _too_many(self, node: yaml.Node, path: Path) -> bool:
+        self._count += 1
+        if self._count == _MAX_VALUES + 1:
+            text = f"more than {_MAX_VALUES} values; do the anchors multiply? write it without them"
+            self._problem(node, path, text)
+        return self._count > _MAX_VALUES
+
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
         merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
+                if merged:
+                    text = "'<<' stands here a second time; write one, `<<: [*a, *b]`"
+                    self._problem(key_node, path, text, readable=True)
                 merged.append(value_node)
                 continue
             key = self._key(key_node, path)
@@ -141,7 +178,7 @@ class _Builder:
             if key in values:
                 first = self._document._key_marks[here][0]
                 text = f"key {key!r} stands here a second time (first in line {first}); remove one"
-                self._problem(key_node, here, text)
+                self._problem(key_node, here, text, readable=True)
                 continue
             self._document._key_marks[here] = _position(key_node)
             values[key] = self.build(value_node, here)
@@ -154,11 +191,13 @@ class _Builder:
         sources = source.value if isinstance(source, yaml.SequenceNode) else [source]
         for item in sources:
             if not isinstance(item, yaml.MappingNode):
-                self._problem(item, path, "'<<' takes a mapping or a list of them")
+                self._problem(item, path, "'<<' takes a mapping, `*anchor`, or a list of them")
                 continue
             if id(item) in self._open:
                 self._problem(item, path, "an anchor contains itself; remove the alias")
                 continue
+            if self._too_many(item, path):
+                return
             self._open.add(id(item))
             for key_node, value_node in item.value:
                 if key_node.tag == _MERGE:
@@ -172,7 +211,7 @@ class _Builder:
 
     def _key(self, node: yaml.Node, path: Path) -> str | None:
         if not isinstance(node, yaml.ScalarNode):
-            self._problem(node, path, "a key must be a plain text")
+            self._problem(node, path, "a key must be a plain text; put it in quotes")
             return None
         return str(node.value)
 
@@ -182,17 +221,29 @@ class _Builder:
             value = self._expand(node, path)
             if node.style is None:  # unquoted: its type is that of the expanded text
                 tag = self._scalars.resolve(yaml.ScalarNode, value, (True, False))
+        if "\0" in value:
+            self._problem(node, path, "holds a NUL character; remove it")
+            return None
+        if tag == _TAG + "timestamp":
+            return value  # dates are no type of ours: what was written is what was meant
+        if tag not in _OUR_TYPES:
+            self._problem(node, path, "has a YAML tag that has no meaning here; remove it")
+            return None
         try:
             made = self._scalars.construct_object(yaml.ScalarNode(tag, value), deep=True)
-        except (yaml.YAMLError, ValueError):
-            self._problem(node, path, f"cannot read this as {tag.rsplit(':', 1)[-1]}; quote it")
+        except (yaml.YAMLError, ValueError, LookupError):
+            self._problem(node, path, f"cannot read this as {tag.removeprefix(_TAG)}; quote it")
             return None
-        # A date, or 0o17, is no type of ours: what was written is what was meant.
-        return made if isinstance(made, str | int | float | bool | None) else value
+        if made is not None and not isinstance(made, str):
+            self._document.written[path] = value
+        return made
 
     def _expand(self, node: yaml.ScalarNode, path: Path) -> str:
         def replace(match: re.Match[str]) -> str:
             name, default = match.group(1), match.group(2)
+            if match.group() == "${":
+                text = "write a variable as ${NAME} or ${NAME:-default}, and a dollar sign as $$"
+                self._problem(node, path, text)
             if name is None:
                 return "$"
             value = self._environ.get(name)
@@ -209,13 +260,17 @@ class _Builder:
 
         return _VARIABLE.sub(replace, node.value)
 
-    def _problem(self, node: yaml.Node, path: Path, message: str) -> None:
+    def _problem(
+        self, node: yaml.Node, path: Path, message: str, *, readable: bool = False
+    ) -> None:
+        """Unless ``readable``, the value at ``path`` is not checked any further."""
         line, column = _position(node)
         problem = Problem(self._document.file, line, column, dotted(path), message)
         self._document.problems.append(problem)
-        if path and "second time" not in message:
+        if path and not readable:
             self._document.broken.append(path)
 
 
-def _position(node: yaml.Node) -> tuple[int, int]:
+def _position(node: Any) -> tuple[int, int]:
+    """Line and column, from 1, of a node or an event."""
     return node.start_mark.line + 1, node.start_mark.column + 1

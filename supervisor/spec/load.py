@@ -18,6 +18,7 @@ from supervisor.spec.problems import Problem, SpecError
 from supervisor.spec.validate import validate
 
 MAX_BYTES = 4 * 1024 * 1024
+MAX_PROBLEMS = 100
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,16 @@ def load(path: Path, environ: Mapping[str, str]) -> ClusterFile:
         cluster, more = _with_keys_from_file(cluster, document, file_base)
         problems += more
     if problems or cluster is None:
-        raise SpecError(problems)
+        raise SpecError(_most_useful(problems, str(path)))
     return ClusterFile(path, cluster, document)
+
+
+def _most_useful(problems: list[Problem], file: str) -> list[Problem]:
+    """The first so many; a file with more errors is no cluster file."""
+    if len(problems) <= MAX_PROBLEMS:
+        return problems
+    text = f"{len(problems)} errors or more; here are the first {MAX_PROBLEMS}"
+    return [Problem(file, 0, 0, "", text), *sorted(problems)[:MAX_PROBLEMS]]
 
 
 def _read(path: Path) -> str:
@@ -94,10 +103,11 @@ def _with_keys_from_file(
     path = resolve(base, server.api_keys_file)
     place: Place = ("api_server", "api_keys_file")
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        return cluster, [document.problem(place, f"cannot read the keys in {path}: {why}")]
+        lines = [line.strip() for line in _read(path).splitlines()]
+    except SpecError as error:
+        why = error.problems[0].message.partition(";")[0]
+        text = f"cannot read the keys in {path}: {why}; name a text file with one key a line"
+        return cluster, [document.problem(place, text)]
     keys = tuple(SecretStr(line) for line in lines if line and not line.startswith("#"))
     if not keys:
         text = f"{path} holds no key, which would open the server to all; add one or remove this"

@@ -7,7 +7,9 @@ read, and into docs/configuration.md. Facts about flags are from FastChat 0.2.36
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,9 +21,22 @@ from pydantic import (
     SecretStr,
     Tag,
     create_model,
+    model_validator,
 )
 
-from supervisor.spec.values import Duration, Port, Size
+from supervisor.spec.values import (
+    Count,
+    Duration,
+    Env,
+    Interval,
+    NotBool,
+    Port,
+    Program,
+    Share,
+    Size,
+    Whole,
+    Words,
+)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 SINGLETONS = ("controller", "api_server", "web_server")
@@ -58,25 +73,31 @@ class Restart(Model):
     """Delay of the second restart in a row; the first is immediate, each further one doubles it."""
     backoff_max: Duration = 60.0
     """Cap of the delay."""
-    jitter: float = Field(default=0.25, ge=0, le=1)
+    jitter: Annotated[float, Field(ge=0, le=1), NotBool] = 0.25
     """Random part of the delay, 0 to 1, so that many instances do not start at the same moment."""
     stable_after: Duration = 60.0
     """Ready for this long, an instance is stable: its next crash counts as the first again."""
-    limit: int | None = Field(default=None, ge=0)
+    limit: Annotated[int, Field(ge=0), NotBool] | None = None
     """Restarts in a row after which it is `failed` and stays down; none means: never give up."""
 
 
-RestartField = Annotated[Restart, BeforeValidator(_policy_alone)]
+RestartField = Annotated[
+    Restart,
+    BeforeValidator(
+        _policy_alone,
+        json_schema_input_type=Restart | Literal["always", "on_failure", "never"],
+    ),
+]
 
 
 class Question(Model):
     """What a probe asks. At most one of the four; none means the role's own question."""
 
-    http: str | None = None
+    http: str | None = Field(default=None, pattern=r"^https?://\S+$")
     """URL; a status below 400 is a pass."""
     tcp: str | None = Field(default=None, pattern=r"^[^\s:]+:\d{1,5}$")
     """`host:port`; an accepted connection is a pass."""
-    command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    command: Program | None = None
     """Program and arguments; exit status 0 is a pass."""
     fastchat: Literal["status", "generate", "embed"] | None = None
     """FastChat's own: a worker's status, a real one-token generation, or (for models that cannot
@@ -86,9 +107,9 @@ class Question(Model):
 class StartupProbe(Question):
     """Asked from the start on until it passes."""
 
-    interval: Duration = 0.25
+    interval: Interval = 0.25
     """Time between two questions."""
-    timeout: Duration = 5.0
+    timeout: Interval = 5.0
     """An answer later than this is none."""
     deadline: Duration = 1800.0
     """A start that takes longer than this has failed. Big models load for twenty minutes."""
@@ -99,12 +120,12 @@ class ReadinessProbe(Question):
 
     enabled: bool = True
     """false: ready once it has started."""
-    interval: Duration = 2.0
+    interval: Interval = 2.0
     """Time between two questions; a worker's answer also refreshes its queue length in the
     controller."""
-    timeout: Duration = 10.0
+    timeout: Interval = 10.0
     """An answer later than this is a failure."""
-    failures: int = Field(default=3, ge=1)
+    failures: Count = 3
     """Failures in a row after which the instance is unready and gets no requests."""
 
 
@@ -113,11 +134,11 @@ class LivenessProbe(Question):
 
     enabled: bool = True
     """false: only an exit restarts it."""
-    interval: Duration = 10.0
+    interval: Interval = 10.0
     """Time between two questions."""
-    timeout: Duration = 30.0
+    timeout: Interval = 30.0
     """An answer later than this is a failure. A long embedding keeps a worker from answering."""
-    failures: int = Field(default=10, ge=1)
+    failures: Count = 10
     """Failures in a row after which the instance is restarted."""
 
 
@@ -137,32 +158,11 @@ class Logs(Model):
 
     max_size: Size = 50 * 1024 * 1024
     """A log file that would grow past this is rotated, at the end of a line."""
-    keep: int = Field(default=5, ge=0, le=100)
+    keep: Annotated[int, Field(ge=0, le=100), NotBool] = 5
     """Old files kept beside it (`.log.1` is the youngest)."""
 
 
 # ---------------------------------------------------------------- what every service has
-
-Env = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str]
-
-
-def _scalars_as_text(value: Any) -> Any:
-    """YAML reads ``OMP_NUM_THREADS: 4`` as a number; in an environment it is a text."""
-    if isinstance(value, dict):
-        return {k: _text(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_text(v) for v in value]
-    return value
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, int | float) else value
-
-
-EnvField = Annotated[Env, BeforeValidator(_scalars_as_text)]
-Args = Annotated[tuple[str, ...], BeforeValidator(_scalars_as_text)]
 
 
 class Service(Model):
@@ -172,7 +172,7 @@ class Service(Model):
     """For people; changes nothing."""
     enabled: bool = True
     """false: left out, as if it were not in the file."""
-    env: EnvField = {}
+    env: Env = {}
     """Environment variables, over those of the supervisor and of `env` at the top."""
     depends_on: tuple[str, ...] = ()
     """Services that must be ready before this one starts, besides those its role needs."""
@@ -189,17 +189,28 @@ class PythonService(Service):
 
     python: str | None = None
     """Interpreter to run it with, for engines that need an environment of their own."""
-    args: Args = ()
+    args: Words = ()
     """Flags passed on verbatim, after all others."""
 
 
 # ---------------------------------------------------------------- controller, API server, web
 
 
+def _address(value: str) -> str:
+    try:
+        address = urlsplit(value)
+        good = address.hostname and address.port != 0 and address.path in ("", "/")
+    except ValueError:  # what is there of a port is no port
+        good = False
+    if not good or address.scheme not in ("http", "https"):
+        raise ValueError("must be an address such as http://host:21001")
+    return value.rstrip("/")
+
+
 class Controller(PythonService):
     """FastChat's controller, started here or somewhere else (`external`)."""
 
-    external: str | None = Field(default=None, pattern=r"^https?://[^\s/]+(:\d+)?/?$")
+    external: Annotated[str, AfterValidator(_address)] | None = None
     """Address of a controller that runs elsewhere, `http://host:21001`; nothing is started here."""
     host: str = "127.0.0.1"
     """Address to listen on. The controller has no authentication: keep it on loopback."""
@@ -232,7 +243,10 @@ class ApiServer(PythonService):
     """CORS: allowed methods."""
     allowed_headers: tuple[str, ...] = ("*",)
     """CORS: allowed headers."""
-    api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_split_keys)] = ()
+    api_keys: Annotated[
+        tuple[SecretStr, ...],
+        BeforeValidator(_split_keys, json_schema_input_type=list[str | int] | str),
+    ] = ()
     """Keys that clients must send; none means: open to all who reach the port. Never shown."""
     api_keys_file: str | None = None
     """File with one key a line (`#` starts a comment), added to `api_keys`."""
@@ -247,7 +261,7 @@ class WebServer(PythonService):
     """Port to listen on."""
     share: bool = False
     """Make a public gradio link."""
-    concurrency_count: int = Field(default=10, ge=1)
+    concurrency_count: Count = 10
     """Requests handled at once."""
     model_list_mode: Literal["once", "reload"] = "reload"
     """Read the list of models once, or at every page load."""
@@ -263,7 +277,7 @@ class Gptq(Model):
     """Checkpoint; the model path if left out."""
     wbits: Literal[2, 3, 4, 8, 16]
     """Bits per weight; 16 is FastChat's word for "off"."""
-    groupsize: int = -1
+    groupsize: Whole = -1
     """Group size; -1 uses the full row."""
     act_order: bool = False
     """Activation-order heuristic."""
@@ -276,14 +290,14 @@ class Awq(Model):
     """Checkpoint; the model path if left out."""
     wbits: Literal[4, 16]
     """Bits per weight; 16 is FastChat's word for "off"."""
-    groupsize: int = -1
+    groupsize: Whole = -1
     """Group size; -1 uses the full row."""
 
 
 class Exllama(Model):
     """ExLlamaV2 kernel."""
 
-    max_seq_len: int = Field(default=4096, ge=1)
+    max_seq_len: Count = 4096
     """Longest sequence."""
     gpu_split: str | None = None
     """GiB per GPU, as `20,7`."""
@@ -294,10 +308,13 @@ class Exllama(Model):
 class Xft(Model):
     """xFasterTransformer (CPU)."""
 
-    max_seq_len: int = Field(default=4096, ge=1)
+    max_seq_len: Count = 4096
     """Longest sequence."""
     dtype: Literal["fp16", "bf16", "int8", "bf16_fp16", "bf16_int8"] | None = None
     """Data type."""
+
+
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 def _split_commas(value: Any) -> Any:
@@ -307,7 +324,7 @@ def _split_commas(value: Any) -> Any:
     elif isinstance(value, int) and not isinstance(value, bool):
         value = [value]
     if isinstance(value, list):
-        return [int(v) if isinstance(v, str) and v.isdigit() else v for v in value]
+        return [int(v) if isinstance(v, str) and _INDEX.fullmatch(v) else v for v in value]
     return value
 
 
@@ -317,19 +334,30 @@ def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
-Gpu = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-[\w/-]+$")]
-Gpus = Annotated[tuple[Gpu, ...], BeforeValidator(_split_commas), AfterValidator(_distinct)]
-Names = Annotated[
-    tuple[Annotated[str, Field(min_length=1, pattern=r"^[^,]+$")], ...],
-    BeforeValidator(lambda v: [p.strip() for p in v.split(",")] if isinstance(v, str) else v),
+Gpu = Annotated[int, Field(ge=0), NotBool] | Annotated[str, Field(pattern=r"^(GPU|MIG)-[\w/-]+$")]
+Gpus = Annotated[
+    tuple[Gpu, ...],
+    BeforeValidator(_split_commas, json_schema_input_type=list[Gpu] | int | str),
+    AfterValidator(_distinct),
 ]
-GpuMemory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*([KMGT]i?B)$")]
+
+
+def _split_names(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+ModelName = Annotated[str, Field(min_length=1, pattern=r"^[^,]+$")]
+Names = Annotated[
+    tuple[ModelName, ...],
+    BeforeValidator(_split_names, json_schema_input_type=list[ModelName] | str),
+]
+GpuMemory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*[KMG]i?[bB]$")]
 
 
 class Worker(PythonService):
     """What every kind of worker has."""
 
-    replicas: int = Field(default=1, ge=0, le=1000)
+    replicas: Annotated[int, Field(ge=0, le=1000), NotBool] = 1
     """Running copies; each has its own port, and its own share of `gpus`."""
     host: str = "127.0.0.1"
     """Address to listen on. Workers have no authentication: keep it on loopback."""
@@ -338,14 +366,15 @@ class Worker(PythonService):
     gpus: Gpus = ()
     """GPUs of this service: indices as nvidia-smi shows them, or UUIDs. They are dealt out to the
     replicas, `num_gpus` to each, which sees no other (CUDA_VISIBLE_DEVICES)."""
-    num_gpus: int | None = Field(default=None, ge=1)
+    num_gpus: Count | None = None
     """GPUs of one replica; left out, `gpus` are divided evenly among the replicas."""
-    limit_worker_concurrency: int | None = Field(default=None, ge=1)
+
+
+class LimitedWorker(Worker):
+    """A worker that can limit its load; `mlx_worker` cannot."""
+
+    limit_worker_concurrency: Count | None = None
     """Requests worked on at once; FastChat's default is 5, for vLLM, SGLang and LightLLM 1024."""
-    model_names: Names = ()
-    """Names under which clients ask for the model; left out, the worker's key."""
-    conv_template: str | None = None
-    """FastChat's conversation template; left out, chosen by the model path."""
 
 
 class OneModel(Worker):
@@ -353,9 +382,13 @@ class OneModel(Worker):
 
     model_path: str = Field(min_length=1)
     """Folder (relative to this file) or Hugging Face repository."""
+    model_names: Names = ()
+    """Names under which clients ask for the model; left out, the worker's key."""
+    conv_template: str | None = None
+    """FastChat's conversation template; left out, chosen by the model path."""
 
 
-class ModelOptions(Worker):
+class ModelOptions(LimitedWorker):
     """Options of FastChat's own loader (`add_model_args`)."""
 
     device: Literal["cpu", "cuda", "mps", "xpu", "npu"] = "cuda"
@@ -372,7 +405,7 @@ class ModelOptions(Worker):
     """ExLlamaV2 kernel for GPTQ models."""
     xft: Xft | None = None
     """xFasterTransformer (CPU only)."""
-    stream_interval: int | None = Field(default=None, ge=1)
+    stream_interval: Count | None = None
     """Tokens between two pieces of a stream; FastChat's default is 2."""
 
 
@@ -389,7 +422,7 @@ class ModelWorker(ModelOptions, OneModel):
     """AWQ quantization."""
     embed_in_truncate: bool = False
     """Truncate what is too long for an embedding."""
-    seed: int | None = None
+    seed: Whole | None = None
     """Random seed of every generation."""
     debug: bool = False
     """Debug output."""
@@ -400,7 +433,7 @@ class NamedModel(Model):
 
     model_path: str = Field(min_length=1)
     """Folder (relative to this file) or Hugging Face repository."""
-    model_names: Names
+    model_names: Annotated[Names, Field(min_length=1)]
     """Names under which clients ask for it."""
     conv_template: str | None = None
     """FastChat's conversation template; left out, chosen by the model path."""
@@ -413,28 +446,30 @@ class MultiModelWorker(ModelOptions):
     """Kind of worker."""
     models: Annotated[tuple[NamedModel, ...], Field(min_length=1)]
     """The models."""
+    conv_template: str | None = None
+    """FastChat's conversation template for every model that names none."""
 
 
-class VllmWorker(OneModel):
+class VllmWorker(LimitedWorker, OneModel):
     """vLLM (`vllm_worker`). Any engine argument of vLLM can be given in `args`."""
 
     kind: Literal["vllm_worker"]
     """Kind of worker."""
     trust_remote_code: bool = True
     """Run code that comes with the model."""
-    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    gpu_memory_utilization: Share | None = None
     """Share of each GPU's memory to use; vLLM's default here is 0.9."""
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None = None
     """Data type of weights and activations."""
     quantization: str | None = None
     """How the weights are quantized, as `awq`, `gptq`, `fp8`."""
-    max_model_len: int | None = Field(default=None, ge=1)
+    max_model_len: Count | None = None
     """Longest context."""
     revision: str | None = None
     """Revision of the Hugging Face repository."""
 
 
-class SglangWorker(OneModel):
+class SglangWorker(LimitedWorker, OneModel):
     """SGLang (`sglang_worker`)."""
 
     kind: Literal["sglang_worker"]
@@ -443,26 +478,26 @@ class SglangWorker(OneModel):
     """Tokenizer; the model path if left out."""
     trust_remote_code: bool = True
     """Run code that comes with the model."""
-    mem_fraction_static: float | None = Field(default=None, gt=0, le=1)
+    mem_fraction_static: Share | None = None
     """Share of GPU memory for weights and cache; FastChat's default is 0.9."""
     multimodal: bool = False
     """Register as a multimodal model."""
 
 
-class LightllmWorker(OneModel):
+class LightllmWorker(LimitedWorker, OneModel):
     """LightLLM (`lightllm_worker`)."""
 
     kind: Literal["lightllm_worker"]
     """Kind of worker."""
     tokenizer_mode: Literal["slow", "auto"] | None = None
     """Tokenizer load mode; FastChat's default is slow."""
-    max_total_token_num: int | None = Field(default=None, ge=1)
+    max_total_token_num: Count | None = None
     """Tokens that GPU and model can hold."""
-    max_req_input_len: int | None = Field(default=None, ge=1)
+    max_req_input_len: Count | None = None
     """Longest input."""
-    max_req_total_len: int | None = Field(default=None, ge=1)
+    max_req_total_len: Count | None = None
     """Longest input and output together."""
-    mode: tuple[str, ...] = ()
+    mode: tuple[Annotated[str, Field(pattern=r"^\w+$")], ...] = ()
     """LightLLM modes, as `triton_int8kv`."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
@@ -477,14 +512,14 @@ class MlxWorker(OneModel):
     """Run code that comes with the model."""
 
 
-class HuggingfaceApiWorker(Worker):
+class HuggingfaceApiWorker(LimitedWorker):
     """Models behind Hugging Face's inference API (`huggingface_api_worker`)."""
 
     kind: Literal["huggingface_api_worker"]
     """Kind of worker."""
     model_info_file: str
-    """JSON file (relative to this file) that describes the models."""
-    seed: int | None = None
+    """JSON file (relative to this file) that describes the models, their names included."""
+    seed: Whole | None = None
     """Random seed of every generation."""
 
 
@@ -500,8 +535,10 @@ WORKER_KINDS: dict[str, type[Worker]] = {
 
 
 def _kind_of(value: Any) -> str | None:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return kind if isinstance(kind, str) else "model_worker"
+    if not isinstance(value, dict):
+        return getattr(value, "kind", "model_worker")
+    kind = value.get("kind", "model_worker")
+    return kind if isinstance(kind, str) else None
 
 
 AnyWorker = Annotated[
@@ -549,7 +586,7 @@ Defaults = _defaults_model()
 class Command(Service):
     """Anything else that belongs to the cluster."""
 
-    command: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_scalars_as_text)]
+    command: Program
     """Program and arguments, as a list. No shell is involved."""
     cwd: str | None = None
     """Working directory (relative to this file, whose folder is the default)."""
@@ -560,40 +597,63 @@ class Command(Service):
 def _range(value: Any) -> Any:
     if isinstance(value, str):
         first, dash, last = value.partition("-")
-        if not (dash and first.strip().isdigit() and last.strip().isdigit()):
+        value = [first.strip(), last.strip()]
+        if not (dash and all(_INDEX.fullmatch(port) for port in value)):
             raise ValueError("not a range of ports; write it as 21002-21999")
-        value = [int(first), int(last)]
-    pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)
-    if pair and value[0] > value[1]:
+        value = [int(port) for port in value]
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("not a range of ports; write it as 21002-21999")
+    if all(isinstance(port, int) for port in value) and value[0] > value[1]:
         raise ValueError("the first port of the range is larger than the last; swap them")
     return value
 
 
 PortRange = Annotated[
     tuple[Port, Port],
-    BeforeValidator(_range),
-    Field(json_schema_extra={"anyOf": [{"type": "array"}, {"type": "string"}]}),
+    BeforeValidator(
+        _range,
+        json_schema_input_type=tuple[Port, Port]
+        | Annotated[str, Field(pattern=r"^\s*\d+\s*-\s*\d+\s*$")],
+    ),
 ]
+
+
+def _empty_section(value: Any) -> Any:
+    """A section of which only comments are left has its defaults; YAML reads it as null."""
+    return {} if value is None else value
+
+
+Workers = dict[Name, AnyWorker]
+Services = dict[Name, Command]
 
 
 class Cluster(Model):
     """One YAML file: all that should run on this machine for one cluster."""
 
+    model_config = ConfigDict(json_schema_extra={"patternProperties": {"^x-": True}})
+
     description: str = ""
     """For people; changes nothing."""
-    controller: Controller | None = None
+    controller: Annotated[Controller | None, BeforeValidator(_empty_section)] = None
     """FastChat's controller; left out, one with default options if a worker needs it."""
-    defaults: Defaults = Defaults()  # type: ignore[valid-type]
-    """Options for every worker."""
-    workers: dict[Name, AnyWorker] = {}
+    defaults: Annotated[
+        Defaults,  # type: ignore[valid-type]
+        BeforeValidator(_empty_section, json_schema_input_type=Defaults | None),
+    ] = Defaults()
+    """Options for every worker whose kind has them; a worker's own value wins."""
+    workers: Annotated[
+        Workers, BeforeValidator(_empty_section, json_schema_input_type=Workers | None)
+    ] = {}
     """The workers; the key is the model's name for clients, unless `model_names` says otherwise."""
-    api_server: ApiServer | None = None
+    api_server: Annotated[ApiServer | None, BeforeValidator(_empty_section)] = None
     """FastChat's OpenAI-compatible API server."""
-    web_server: WebServer | None = None
+    web_server: Annotated[WebServer | None, BeforeValidator(_empty_section)] = None
     """FastChat's gradio web server."""
-    services: dict[Name, Command] = {}
+    services: Annotated[
+        Services, BeforeValidator(_empty_section, json_schema_input_type=Services | None)
+    ] = {}
     """Anything else that belongs to the cluster."""
-    env: EnvField = {}
+    env: Env = {}
     """Environment variables for every service."""
     python: str | None = None
     """Interpreter for every FastChat service; left out, the supervisor's own."""
@@ -605,3 +665,24 @@ class Cluster(Model):
     """Folder (relative to this file) of the control socket and state."""
     log_dir: str | None = None
     """Folder (relative to this file) of the log files."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_extensions(cls, value: Any) -> Any:
+        """Top-level keys that begin with ``x-`` are the user's own: a place for anchors."""
+        if isinstance(value, dict):
+            return {k: v for k, v in value.items() if not str(k).startswith("x-")}
+        return value
+
+    @property
+    def own_controller(self) -> Controller | None:
+        """The controller to be started here: the file's, or a default one if a service needs it."""
+        if self.controller is not None:
+            here = self.controller.enabled and not self.controller.external
+            return self.controller if here else None
+        return Controller() if self.needs_controller else None
+
+    @property
+    def needs_controller(self) -> bool:
+        services = (self.api_server, self.web_server, *self.workers.values())
+        return any(service is not None and service.enabled for service in services)

@@ -8,14 +8,16 @@ from pathlib import Path
 
 def resolve(base: Path, text: str) -> Path:
     """``~`` expanded, relative to ``base``; links are kept, so that a swapped link is followed."""
-    return Path(os.path.normpath(base / Path(text).expanduser()))
+    return Path(os.path.normpath(base / os.path.expanduser(text)))
 
 
 def looks_local(base: Path, text: str) -> bool:
     """Whether a model path means a folder. A Hugging Face name is ``name`` or ``owner/name``."""
+    owner, slash, name = text.partition("/")
     return (
         text.startswith(("/", "./", "../", "~"))
         or text in (".", "..")
-        or text.count("/") > 1
-        or resolve(base, text).exists()
+        or "/" in name
+        or (bool(slash) and (not name or os.path.isdir(resolve(base, owner))))
+        or os.path.exists(resolve(base, text))
     )

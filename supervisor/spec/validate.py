@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -23,6 +23,15 @@ from supervisor.spec.problems import Path, Problem
 
 _ROUNDS = 20
 """Leaving one wrong value out can uncover another; but not without end."""
+
+_ENOUGH = 1000
+"""Nobody reads more errors than these."""
+
+_TEXTS = {"env", "args", "command", "api_keys"}
+"""Options whose items are texts, whatever YAML takes them for."""
+
+_STAND_INS = {"model_path": "owner/name", "wbits": 16, "command": ["true"]}
+"""What is required is not left out but replaced, so that the rest can be checked."""
 
 _SAY = {
     "bool_parsing": "must be true or false",
@@ -46,10 +55,12 @@ _FORMS = {
     "[key]": "a name has letters, digits and . _ - only, at most 63, and begins with a letter or "
     "digit; put other names for clients into model_names",
     "max_gpu_memory": "must be an amount such as 20GiB",
-    "external": "must be an address such as http://host:21001",
+    "http": "must be a URL such as http://127.0.0.1:7860/",
     "tcp": "must be host:port",
-    "model_names": "a model name has no comma and is not empty",
+    "model_names": "a model name has no comma and is not empty; mend or remove it",
     "gpus": "a GPU is an index such as 0 or a UUID such as GPU-8f6e...",
+    "env": "a variable's name has letters, digits and _ only; rename it",
+    "mode": "a mode is one word; write a list of them",
 }
 
 
@@ -58,9 +69,11 @@ def validate(document: Document, base: FilePath) -> tuple[Cluster | None, list[P
     values = copy.deepcopy(document.values)
     for path in document.broken:
         _leave_out(values, path)
-    values = with_defaults(values)
+    values = with_defaults(_with_texts_as_written(values, document.written))
     problems: list[Problem] = []
-    left_out = list(document.broken)
+    left_out = _LeftOut()
+    for path in document.broken:
+        left_out.add(path)
     cluster = None
     for _ in range(_ROUNDS):
         try:
@@ -70,24 +83,55 @@ def validate(document: Document, base: FilePath) -> tuple[Cluster | None, list[P
             new = list(_report(error, document, values, left_out, problems))
             if not [path for path in new if _leave_out(values, path)]:
                 break
-            left_out += new
+            for path in new:
+                left_out.add(path)
     if cluster is not None:
         problems += [
             document.problem(path, message)
-            for path, message in check(cluster, base, unusable=_names(left_out))
-            if not _concerns(path, left_out)
+            for path, message in check(cluster, base, unusable=left_out.names())
+            if not left_out.concerns(path)
         ]
     return cluster, _once(problems)
 
 
-def _concerns(path: Path, left_out: list[Path]) -> bool:
-    """Whether a problem at ``path`` may only come from what was left out, above it or inside it."""
-    return any(path[: len(gone)] == gone or gone[: len(path)] == path for gone in left_out)
+class _LeftOut:
+    """Places whose values were wrong, and have been reported."""
+
+    def __init__(self) -> None:
+        self._places: set[Path] = set()
+        self._around: set[Path] = set()
+
+    def add(self, place: Path) -> None:
+        self._places.add(place)
+        self._around.update(place[:end] for end in range(len(place)))
+
+    def concerns(self, path: Path) -> bool:
+        """Whether a problem at ``path`` may only come from what is gone, above it or inside it."""
+        above = (path[:end] for end in range(len(path) + 1))
+        return path in self._around or any(place in self._places for place in above)
+
+    def names(self) -> set[str]:
+        """Services that stand in the file but may be missing from the model."""
+        return {str(path[1] if len(path) > 1 else path[0]) for path in self._places if path}
 
 
-def _names(left_out: list[Path]) -> set[str]:
-    """Services that stand in the file but were left out."""
-    return {str(path[1]) for path in left_out if len(path) > 1}
+def _with_texts_as_written(values: Any, written: Mapping[Path, str]) -> Any:
+    """``env: {VERSION: 1.10}`` means the text 1.10, not the number 1.1; likewise 0755, on, no."""
+    for path, text in written.items():
+        inside = not (len(path) == 3 and path[0] in ("workers", "services"))
+        if len(path) > 1 and path[-2] in _TEXTS and inside:
+            _container(values, path)[path[-1]] = text
+    return values
+
+
+def _container(values: Any, path: Path) -> Any:
+    """The mapping or list that holds the value at ``path``; an empty one if it is gone."""
+    for part in path[:-1]:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return {}
+    return values
 
 
 def _once(problems: list[Problem]) -> list[Problem]:
@@ -109,8 +153,8 @@ def with_defaults(values: Any) -> Any:
     for name, worker in workers.items():
         if not isinstance(worker, dict):
             continue
-        kind = worker.get("kind", defaults.get("kind", "model_worker"))
-        known = WORKER_KINDS[kind].model_fields if kind in WORKER_KINDS else {"kind": None}
+        kind = str(worker.get("kind", defaults.get("kind") or "model_worker"))
+        known = set(WORKER_KINDS[kind].model_fields) if kind in WORKER_KINDS else {"kind"}
         applicable = {key: value for key, value in defaults.items() if key in known}
         workers[name] = _merged(applicable, worker)
     return values
@@ -128,7 +172,7 @@ def _report(
     error: ValidationError,
     document: Document,
     values: Any,
-    left_out: list[Path],
+    left_out: _LeftOut,
     problems: list[Problem],
 ) -> Iterator[Path]:
     """Add a problem for each place that is wrong; yield the places."""
@@ -144,10 +188,10 @@ def _report(
         if path in seen:
             continue  # the members of a union complain one by one; the first says enough
         seen.add(path)
-        if not _concerns(path, left_out):
+        if not left_out.concerns(path) and len(problems) < _ENOUGH:
             is_key = kind == "extra_forbidden" or detail["loc"][-1:] == ("[key]",)
             problems.append(document.problem(path, _say(detail, path), key=is_key))
-        yield path if kind != "missing" else path[:-1]
+        yield path[:-1] if kind == "missing" and path[-1] not in _STAND_INS else path
 
 
 def _real_path(location: tuple[str | int, ...], values: Any) -> Path:
@@ -175,7 +219,11 @@ def _say(detail: Any, path: Path) -> str:
     if kind == "missing":
         return "is required; add it"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"must be one of {', '.join(WORKER_KINDS)}"
+        close = difflib.get_close_matches(
+            str(context.get("tag", "")), WORKER_KINDS, n=1, cutoff=0.4
+        )
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        return f"must be one of {', '.join(WORKER_KINDS)}{meant}"
     if kind in ("literal_error", "enum"):
         return f"must be one of {context['expected'].replace(chr(39), '')}"
     if kind == "string_pattern_mismatch":
@@ -230,12 +278,13 @@ def _leave_out(values: Any, path: Path) -> bool:
     """Remove what stands at ``path``, an item of a list with its whole list; false if nothing."""
     while path and isinstance(path[-1], int):
         path = path[:-1]
-    for part in path[:-1]:
-        try:
-            values = values[part]
-        except (KeyError, IndexError, TypeError):
-            return False
-    if path and isinstance(values, dict) and path[-1] in values:
-        del values[path[-1]]
-        return True
-    return False
+    around = _container(values, path)
+    if not path or not isinstance(around, dict):
+        return False
+    if len(path) > 2 and path[-1] in _STAND_INS:
+        around[path[-1]] = copy.copy(_STAND_INS[str(path[-1])])
+    elif path[-1] in around:
+        del around[path[-1]]
+    else:
+        return False
+    return True

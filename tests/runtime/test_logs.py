@@ -124,7 +124,7 @@ async def ended(child: subprocess.Popen[bytes]) -> None:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110 - what other processes do sets no asyncio.Event
+        while not condition():
             await asyncio.sleep(0.005)
 
 
@@ -136,6 +136,11 @@ def files(log: Path) -> list[Path]:
 
 def content(log: Path) -> bytes:
     return b"".join(file.read_bytes() for file in files(log))
+
+
+async def ends_with(log: Path, line: bytes) -> None:
+    """Wait for that last line; the log may be rotated meanwhile."""
+    await until(lambda: tail(log, 1) == [line.decode()])
 
 
 def unread(fifo: Path) -> int:
@@ -266,7 +271,7 @@ def test_limits_can_change_while_an_instance_runs(tmp_path: Path) -> None:
                 instance.write(b"1\n2\n3\n4\n")
                 instance.flush()
                 log = logs.path("x")
-                await until(lambda: content(log) == b"1\n2\n3\n4\n")
+                await ends_with(log, b"4")
                 assert len(files(log)) == 4
                 logs.define("x", max_bytes=4, keep=1)
                 # The log writer hears of it in its own time, so a second pipe tells when it has.
@@ -373,22 +378,21 @@ def test_a_mark_waits_without_blocking_while_the_pipe_is_full(tmp_path: Path) ->
 
 
 def test_killing_the_log_writer_amid_a_flood_loses_nothing_and_repeats_nothing(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaths: list[int] = []
+    monkeypatch.setattr("supervisor.runtime.logs._RESTART_PAUSE", 0)  # the more deaths the better
 
     async def story() -> None:
         async with instance_logs(tmp_path, on_writer_exit=deaths.append) as logs:
             children = [
-                start(logs, name, python(COUNT, name, 100_000, 60), max_bytes=500_000)
+                start(logs, name, python(COUNT, name, 100_000, 60), max_bytes=50_000)
                 for name in ("a", "b")
             ]
-            while any(child.poll() is None for child in children):
-                await a_log_has_grown(tmp_path)
+            while running(children):
+                await a_log_has_grown(logs, children)
                 if logs.writer_pid:
                     os.kill(logs.writer_pid, signal.SIGKILL)
-            for child in children:
-                await ended(child)
 
     asyncio.run(story())
     for name in ("a", "b"):
@@ -396,12 +400,16 @@ def test_killing_the_log_writer_amid_a_flood_loses_nothing_and_repeats_nothing(
     assert len(deaths) > 1
 
 
-async def a_log_has_grown(root: Path) -> None:
-    def size() -> int:
-        return sum(len(content(root / "logs" / f"{name}.log")) for name in ("a", "b"))
+def running(children: list[subprocess.Popen[bytes]]) -> bool:
+    return any([child.poll() is None for child in children])  # noqa: C419 - reap them all
 
-    before = size()
-    await until(lambda: size() != before)
+
+async def a_log_has_grown(logs: InstanceLogs, children: list[subprocess.Popen[bytes]]) -> None:
+    def ends() -> list[list[str]]:
+        return [tail(logs.path(name), 1) for name in ("a", "b")]
+
+    before = ends()
+    await until(lambda: ends() != before or not running(children))
 
 
 def test_output_of_an_instance_that_ended_while_there_was_no_log_writer(tmp_path: Path) -> None:
@@ -504,18 +512,19 @@ def gone(pidfd: int) -> bool:
 
 def test_output_flows_on_while_the_supervisor_is_stopped(echoing: Helper) -> None:
     echoing.tell(b"one\n")
-    asyncio.run(until(lambda: content(echoing.log) == b"one\n"))
+    asyncio.run(ends_with(echoing.log, b"one"))
     echoing.process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, echoing.process.pid, os.WSTOPPED)
     more = counted("more", 100_000)  # several times what the pipe holds
     echoing.tell(more)
-    asyncio.run(until(lambda: content(echoing.log) == b"one\n" + more))
+    asyncio.run(ends_with(echoing.log, more.splitlines()[-1]))
+    assert content(echoing.log) == b"one\n" + more
     echoing.process.send_signal(signal.SIGCONT)
 
 
 def test_output_flows_on_after_the_supervisor_was_killed(echoing: Helper) -> None:
     echoing.tell(b"one\n")
-    asyncio.run(until(lambda: content(echoing.log) == b"one\n"))
+    asyncio.run(ends_with(echoing.log, b"one"))
     echoing.kill()
     more = counted("more", 100_000)
     echoing.tell(more)
@@ -529,13 +538,13 @@ def test_the_next_supervisor_takes_over_amid_the_flood(tmp_path: Path) -> None:
     argv = python(COUNT, "n", 200_000, 60)
 
     async def story(helper: Helper) -> None:
-        await until(lambda: content(helper.log))
+        await until(lambda: tail(helper.log, 1))
         helper.kill()
         async with instance_logs(tmp_path) as logs:
             assert logs.names == {"tiny-owl-0"}
             logs.define("tiny-owl-0", max_bytes=200_000, keep=1000)
-            await asyncio.to_thread(gone, helper.writer)
-            await asyncio.to_thread(gone, helper.child)
+            assert await asyncio.to_thread(gone, helper.writer)
+            assert await asyncio.to_thread(gone, helper.child)
 
     with contextlib.closing(Helper(tmp_path, argv)) as helper:
         asyncio.run(story(helper))
@@ -544,15 +553,17 @@ def test_the_next_supervisor_takes_over_amid_the_flood(tmp_path: Path) -> None:
 
 def test_closing_does_not_wait_forever_for_a_stray_and_keeps_its_log(echoing: Helper) -> None:
     async def story(root: Path) -> None:
+        echoing.tell(b"before\n")
+        await ends_with(echoing.log, b"before")
         echoing.kill()
         logs = InstanceLogs(root / "run", root / "logs")
         await logs.start()
         assert logs.writer_pid
         writer = os.pidfd_open(logs.writer_pid)
-        await asyncio.to_thread(gone, echoing.writer)
+        assert await asyncio.to_thread(gone, echoing.writer)
         assert not await logs.close(patience=0.01)
         echoing.tell(b"after closing\n")
-        await until(lambda: content(echoing.log) == b"after closing\n")
+        await ends_with(echoing.log, b"after closing")
         echoing.instance.close()
         assert await asyncio.to_thread(gone, writer)
         kill(logs.writer_pid)

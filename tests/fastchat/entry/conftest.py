@@ -161,11 +161,14 @@ def plain_controller(start: Start) -> Process:
 def start_worker(start: Start) -> Start:
     """Starts a worker whose controller is down: only one that sends it nothing comes up."""
 
-    def start_worker(name: str, *flags: str, **options: object) -> Process:
+    def start_worker(
+        name: str, *flags: str, env: dict[str, str] | None = None, **options: object
+    ) -> Process:
         port = free_port()
         address = f"http://127.0.0.1:{port}"
         net = ["--worker-address", address, "--controller-address", NOBODY]
-        return start(name, *net, *flags, **{"port": port, **options})
+        env = {"FASTCHAT_WORKER_HEART_BEAT_INTERVAL": "0"} | (env or {})  # a first one at once
+        return start(name, *net, *flags, **{"port": port, **options}, env=env)
 
     return start_worker
 

@@ -79,14 +79,16 @@ def mlx_stub(tmp_path):
     return {"PYTHONPATH": str(tmp_path)}
 
 
-def test_mlx_worker_registers_nothing(start_worker, mlx_stub):
-    flags = ["--model-path", "apple", "--conv-template", "vicuna_v1.1"]
-    plain = start_worker("mlx_worker", *flags, plain=True, env=mlx_stub)
-    mended = start_worker("mlx_worker", *flags, env=mlx_stub)
+def test_mlx_worker_sends_the_controller_nothing(start_worker, mlx_stub):
+    worker = start_worker(
+        "mlx_worker", "--model-path", "apple", "--conv-template", "vicuna_v1.1", env=mlx_stub
+    )
+    worker.wait_until_served("POST", "/worker_get_status")
 
-    assert_only_the_mended_one_comes_up(mended, plain)
-    assert status_of(mended)["model_names"] == ["apple"]
-    assert mended.exit_status_after(signal.SIGTERM) == -signal.SIGTERM
+    assert status_of(worker)["model_names"] == ["apple"]
+    assert "Register to controller" not in worker.log()
+    assert "Send heart beat" not in worker.log()
+    assert worker.exit_status_after(signal.SIGTERM) == -signal.SIGTERM
 
 
 def test_a_worker_ends_when_its_port_is_taken(start_worker, mlx_stub, taken_port):

@@ -1,0 +1,734 @@
+"""The life of one instance, told as stories: what happens, and what the supervisor does about it.
+
+``Life`` is one instance with a clock of its own. ``tell`` is an event; it returns the effects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from instances import DEADLINE, instance, worker
+
+from supervisor.core.instance import InstanceSpec, RestartPolicy
+from supervisor.core.lifecycle import (
+    INTERRUPT_GRACE,
+    KILL_GRACE,
+    Check,
+    DependenciesReady,
+    DependentsStopped,
+    Diagnose,
+    Diagnosed,
+    Effect,
+    EnteredRotation,
+    EnterRotation,
+    Event,
+    Exited,
+    Hurried,
+    LeaveRotation,
+    Outcome,
+    Probed,
+    RestartRequested,
+    Signal,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Stage,
+    StartProbes,
+    StartRequested,
+    State,
+    Status,
+    StopProbes,
+    StopRequested,
+    TimerFired,
+    step,
+)
+
+ARGUMENT_ERROR = "exited with 2: its command line is wrong"
+
+
+class Life:
+    def __init__(self, spec: InstanceSpec | None = None, *, jitter: float = 0.0) -> None:
+        self.spec = spec or worker()
+        self.jitter = jitter
+        self.status = Status()
+        self.now = 1000.0
+
+    def tell(self, *events: Event) -> list[Effect]:
+        done: list[Effect] = []
+        for event in events:
+            self.status, effects = step(
+                self.status, event, self.spec, now=self.now, jitter=self.jitter
+            )
+            done += effects
+        return done
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    def wait_for_timer(self) -> list[Effect]:
+        assert self.status.timer is not None, "nothing is going to happen by itself"
+        self.now = self.status.timer.at
+        return self.tell(TimerFired(self.status.timer.epoch))
+
+    @property
+    def delay(self) -> float:
+        """Seconds until its timer fires."""
+        assert self.status.timer is not None
+        return self.status.timer.at - self.now
+
+    # -- what often happens
+
+    def start(self) -> list[Effect]:
+        return self.tell(StartRequested("asked to start"), DependenciesReady())
+
+    def spawned(self) -> list[Effect]:
+        return self.tell(Spawned(self.status.run, 100 + self.status.run))
+
+    def answered(
+        self, check: Check, outcome: Outcome = Outcome.PASSED, detail: str = "fine"
+    ) -> list[Effect]:
+        return self.tell(Probed(self.status.run, check, outcome, detail))
+
+    def failed(self, check: Check, times: int = 1, detail: str = "silent") -> list[Effect]:
+        done: list[Effect] = []
+        for _ in range(times):
+            done += self.answered(check, Outcome.FAILED, detail)
+        return done
+
+    def becomes_ready(self) -> list[Effect]:
+        done = self.spawned() + self.answered(Check.STARTUP, detail="generated a token")
+        return done + self.tell(EnteredRotation(self.status.run))
+
+    def crashes(self, code: int = 1) -> list[Effect]:
+        return self.tell(Exited(self.status.run, code, None))
+
+    def ready(self) -> Life:
+        self.start()
+        self.becomes_ready()
+        assert self.status.state is State.READY
+        return self
+
+
+# ---------------------------------------------------------------- the first start
+
+
+def test_first_start_of_a_worker_from_nothing_to_ready() -> None:
+    life = Life(worker())
+    assert life.start() == [Spawn(1)]
+    assert (life.status.state, life.delay) == (State.STARTING, DEADLINE)
+    assert life.spawned() == [StartProbes(1, (Check.STARTUP,))]
+    assert life.status.pid == 101
+    assert life.answered(Check.STARTUP, detail="generated a token") == [EnterRotation(1)]
+    assert life.status.state is State.STARTING, "it is ready when the controller has it"
+    effects = life.tell(EnteredRotation(1))
+    assert effects == [StartProbes(1, (Check.READINESS, Check.LIVENESS))]
+    assert (life.status.state, life.status.timer) == (State.READY, None)
+    assert life.status.ready_at == life.now
+
+
+def test_what_needs_no_rotation_is_ready_as_soon_as_it_answers() -> None:
+    life = Life(instance("api_server"))
+    life.start()
+    life.spawned()
+    assert life.answered(Check.STARTUP) == [StartProbes(1, (Check.READINESS, Check.LIVENESS))]
+    assert life.status.state is State.READY
+
+
+def test_without_a_startup_probe_it_is_ready_as_soon_as_it_runs() -> None:
+    life = Life(instance("tick", startup=None, readiness=None, liveness=None))
+    life.start()
+    assert life.status.timer is None, "there is no deadline to miss"
+    life.spawned()
+    assert life.status.state is State.READY
+
+
+def test_even_a_worker_without_startup_probe_is_ready_only_when_the_controller_has_it() -> None:
+    life = Life(worker(startup=None))
+    life.start()
+    assert life.spawned() == [EnterRotation(1)]
+    life.tell(EnteredRotation(1))
+    assert life.status.state is State.READY
+
+
+def test_wanted_is_not_started_until_its_dependencies_are_ready() -> None:
+    life = Life()
+    assert life.tell(StartRequested("asked to start")) == []
+    assert (life.status.state, life.status.wanted) == (State.STOPPED, True)
+    assert life.status.reason == "asked to start; waiting to start"
+    assert life.tell(DependenciesReady()) == [Spawn(1)]
+
+
+def test_ready_dependencies_do_not_start_what_nobody_wants() -> None:
+    life = Life()
+    assert life.tell(DependenciesReady()) == []
+    assert life.status == Status()
+
+
+def test_start_deadline_stops_it_and_says_what_the_last_answer_was() -> None:
+    life = Life()
+    life.start()
+    life.spawned()
+    life.failed(Check.STARTUP, detail="connection refused")
+    assert life.wait_for_timer() == [StopProbes(), Signal(Stage.TERM)]
+    assert life.status.state is State.STOPPING
+    assert life.status.reason == "not ready after 1800 s (connection refused)"
+    assert life.crashes(0) == [StopProbes(), Spawn(2)], "by its policy: the first time at once"
+    assert "not ready after 1800 s" in life.status.reason
+
+
+def test_a_slow_controller_is_not_the_fault_of_a_worker_that_answers() -> None:
+    """The deadline judges its own start; a controller that is down must not reload a model."""
+    life = Life()
+    life.start()
+    life.spawned()
+    life.answered(Check.STARTUP)
+    assert life.status.timer is None
+
+
+# ---------------------------------------------------------------- restarts
+
+
+def test_first_crash_restarts_at_once_further_ones_after_a_growing_delay_up_to_the_cap() -> None:
+    life = Life(worker(restart=RestartPolicy(backoff=1.0, backoff_max=6.0)))
+    life.start()
+    life.spawned()
+    assert life.crashes() == [StopProbes(), Diagnose(1), Spawn(2)]
+    assert life.status.reason == "exited with 1; restarting at once"
+    delays = []
+    for run in range(2, 8):
+        life.spawned()
+        assert life.crashes() == [StopProbes(), Diagnose(run)]
+        assert life.status.state is State.BACKOFF
+        delays.append(life.delay)
+        assert life.wait_for_timer() == [Spawn(run + 1)]
+    assert delays == [1.0, 2.0, 4.0, 6.0, 6.0, 6.0]
+    assert life.status.restarts == 7
+
+
+def test_jitter_takes_a_part_of_the_delay_away_and_never_adds_to_the_cap() -> None:
+    policy = RestartPolicy(backoff=10.0, backoff_max=10.0, jitter=0.25)
+    delays = []
+    for luck in (0.0, 0.5, 1.0):
+        life = Life(worker(restart=policy), jitter=luck)
+        life.start()
+        life.crashes()
+        life.crashes()
+        delays.append(life.delay)
+    assert delays == [10.0, 8.75, 7.5]
+
+
+def test_after_a_stable_while_the_next_crash_counts_as_the_first() -> None:
+    life = Life(worker(restart=RestartPolicy(stable_after=60.0)))
+    life.start()
+    life.crashes()
+    life.becomes_ready()
+    life.pass_time(60.0)
+    assert Spawn(3) in life.crashes()
+    assert life.status.reason == "exited with 1; restarting at once"
+
+
+def test_a_crash_loop_that_gets_past_readiness_backs_off_all_the_same() -> None:
+    """supervisord#1285: being up for a moment is no proof of health."""
+    life = Life(worker(restart=RestartPolicy(stable_after=60.0))).ready()
+    life.crashes()
+    for delay in (1.0, 2.0, 4.0):
+        life.becomes_ready()
+        life.pass_time(59.0)
+        life.crashes()
+        assert (life.status.state, life.delay) == (State.BACKOFF, delay)
+        life.wait_for_timer()
+
+
+def test_the_time_it_takes_to_stop_a_hung_process_does_not_count_as_stable() -> None:
+    life = Life(worker(restart=RestartPolicy(stable_after=60.0))).ready()
+    life.crashes()
+    life.becomes_ready()
+    life.pass_time(30.0)
+    life.failed(Check.READINESS, times=3)
+    life.failed(Check.LIVENESS, times=2)
+    life.pass_time(300.0)
+    life.crashes()
+    assert life.status.state is State.BACKOFF
+
+
+def test_a_limit_ends_in_failed_and_says_so() -> None:
+    life = Life(worker(restart=RestartPolicy(limit=2)))
+    life.start()
+    life.crashes()
+    life.crashes()
+    life.wait_for_timer()
+    assert life.crashes() == [StopProbes(), Diagnose(3)]
+    assert (life.status.state, life.status.timer) == (State.FAILED, None)
+    assert "2 restarts in a row are its limit" in life.status.reason
+    life.tell(Diagnosed(3, "exited with 1: RuntimeError: boom", hopeless=False))
+    assert life.status.reason.startswith("exited with 1: RuntimeError: boom; 2 restarts in a row")
+
+
+def test_policy_never_leaves_it_stopped_after_success_and_failed_after_failure() -> None:
+    once = worker(restart=RestartPolicy(policy="never"))
+    life = Life(once)
+    life.start()
+    life.crashes(0)
+    assert (life.status.state, life.status.wanted) == (State.STOPPED, False)
+    assert life.status.reason == "exited with 0; it finished, and its restart policy leaves it so"
+    life = Life(once)
+    life.start()
+    life.crashes(1)
+    assert life.status.state is State.FAILED
+    assert life.status.reason == "exited with 1; its restart policy is never"
+
+
+def test_policy_on_failure_restarts_after_failure_only() -> None:
+    life = Life(worker(restart=RestartPolicy(policy="on_failure")))
+    life.start()
+    assert Spawn(2) in life.crashes(1)
+    life.crashes(0)
+    assert (life.status.state, life.status.wanted) == (State.STOPPED, False)
+
+
+def test_a_kill_by_a_signal_is_a_failure() -> None:
+    life = Life(worker(restart=RestartPolicy(policy="on_failure")))
+    life.start()
+    assert Spawn(2) in life.tell(Exited(1, None, "SIGKILL"))
+    assert life.status.reason == "was killed by SIGKILL; restarting at once"
+
+
+def test_policy_always_restarts_after_success_too() -> None:
+    life = Life()
+    life.start()
+    assert Spawn(2) in life.crashes(0)
+
+
+# ---------------------------------------------------------------- starts that can never work
+
+
+def test_a_program_that_is_missing_ends_in_failed_after_three_tries() -> None:
+    life = Life()
+    life.start()
+    cause = "there is no program /opt/vllm/bin/python; install it or mend the path"
+    assert life.tell(SpawnFailed(1, cause, hopeless=True)) == [Spawn(2)]
+    life.tell(SpawnFailed(2, cause, hopeless=True))
+    assert life.status.state is State.BACKOFF
+    life.wait_for_timer()
+    assert life.tell(SpawnFailed(3, cause, hopeless=True)) == []
+    assert life.status.state is State.FAILED
+    assert life.status.reason.startswith(f"cannot be started: {cause}; no restart can mend this")
+
+
+def test_only_hopeless_tries_in_a_row_count() -> None:
+    life = Life()
+    life.start()
+    life.tell(SpawnFailed(1, "no program", hopeless=True))
+    life.tell(SpawnFailed(2, "no program", hopeless=True))
+    life.wait_for_timer()
+    life.tell(SpawnFailed(3, "resource temporarily unavailable", hopeless=False))
+    life.wait_for_timer()
+    life.tell(SpawnFailed(4, "no program", hopeless=True))
+    assert life.status.state is State.BACKOFF
+
+
+def test_a_wrong_argument_ends_in_failed_though_its_diagnosis_comes_after_the_restart() -> None:
+    """The first restart does not wait for the log to be read; the verdict comes late, and holds."""
+    life = Life()
+    life.start()
+    life.spawned()
+    life.crashes(2)
+    life.spawned()
+    life.tell(Diagnosed(1, ARGUMENT_ERROR, hopeless=True))
+    assert life.status.state is State.STARTING
+    assert life.status.reason == f"started as pid 102, not ready yet (before: {ARGUMENT_ERROR})"
+    life.crashes(2)
+    life.tell(Diagnosed(2, ARGUMENT_ERROR, hopeless=True))
+    assert life.status.state is State.BACKOFF
+    assert life.status.reason == f"{ARGUMENT_ERROR}; restart 2 in a row, after 1.0 s"
+    life.wait_for_timer()
+    life.spawned()
+    life.crashes(2)
+    assert life.tell(Diagnosed(3, ARGUMENT_ERROR, hopeless=True)) == []
+    assert (life.status.state, life.status.timer) == (State.FAILED, None)
+    assert life.status.reason.startswith(f"{ARGUMENT_ERROR}; no restart can mend this (3 tries)")
+    assert life.status.wanted, "it is still wanted: it has failed, nobody stopped it"
+
+
+def test_a_diagnosis_that_comes_after_the_next_crash_does_not_pass_for_its_cause() -> None:
+    life = Life()
+    life.start()
+    life.crashes(2)
+    life.tell(Exited(2, None, "SIGKILL"))
+    life.tell(Diagnosed(1, ARGUMENT_ERROR, hopeless=True))
+    assert life.status.reason == "was killed by SIGKILL; restart 2 in a row, after 1.0 s"
+    assert life.status.last_exit == "was killed by SIGKILL"
+    life.tell(Diagnosed(2, "was killed by SIGKILL (by hand)", hopeless=False))
+    assert life.status.reason == "was killed by SIGKILL (by hand); restart 2 in a row, after 1.0 s"
+
+
+def test_readiness_wipes_out_earlier_hopeless_tries() -> None:
+    life = Life()
+    life.start()
+    life.tell(SpawnFailed(1, "no program", hopeless=True))
+    assert life.status.hopeless == 1
+    life.becomes_ready()
+    assert life.status.hopeless == 0
+    life.tell(Diagnosed(1, "late", hopeless=True))
+    assert life.status.hopeless == 0, "it has started since: so it can"
+
+
+def test_a_person_can_start_what_has_failed_with_a_clean_slate() -> None:
+    life = Life(worker(restart=RestartPolicy(limit=0)))
+    life.start()
+    life.crashes()
+    assert life.status.state is State.FAILED
+    assert life.start() == [Spawn(2)]
+    assert life.status.streak == 0
+
+
+def test_a_person_need_not_wait_for_the_backoff() -> None:
+    life = Life()
+    life.start()
+    life.crashes()
+    life.crashes()
+    assert life.status.state is State.BACKOFF
+    assert life.tell(RestartRequested("asked to restart"), DependenciesReady()) == [Spawn(3)]
+
+
+# ---------------------------------------------------------------- readiness
+
+
+def test_a_single_failure_is_not_enough_and_a_pass_in_between_starts_the_count_anew() -> None:
+    life = Life().ready()
+    assert life.failed(Check.READINESS, times=2) == []
+    life.answered(Check.READINESS)
+    assert life.failed(Check.READINESS, times=2) == []
+    assert life.status.state is State.READY
+
+
+def test_readiness_lost_takes_it_out_of_rotation_at_once() -> None:
+    life = Life().ready()
+    assert life.failed(Check.READINESS, times=3) == [LeaveRotation()]
+    assert life.status.state is State.UNREADY
+    assert life.status.reason == "readiness failed 3 times in a row: silent"
+
+
+def test_it_comes_back_only_after_the_startup_questions_have_passed_again() -> None:
+    """A status probe can lie (a wedged semaphore): a real generation decides, as at the start."""
+    life = Life().ready()
+    life.failed(Check.READINESS, times=3)
+    assert life.answered(Check.READINESS) == [StartProbes(1, (Check.STARTUP,))]
+    assert (life.status.state, life.status.in_rotation) == (State.UNREADY, False)
+    assert life.answered(Check.STARTUP, detail="generated a token") == [EnterRotation(1)]
+    life.tell(EnteredRotation(1))
+    assert (life.status.state, life.status.in_rotation) == (State.READY, True)
+
+
+def test_the_questions_on_its_return_are_begun_once_though_readiness_passes_meanwhile() -> None:
+    """Begun anew at every pass, a generation slower than the readiness interval never ends."""
+    life = Life().ready()
+    life.failed(Check.READINESS, times=3)
+    life.answered(Check.READINESS)
+    assert life.answered(Check.READINESS) == []
+    life.failed(Check.READINESS)
+    assert life.answered(Check.READINESS) == []
+
+
+def test_unready_again_before_the_controller_has_it_back_it_leaves_and_tries_once_more() -> None:
+    life = Life().ready()
+    life.failed(Check.READINESS, times=3)
+    life.answered(Check.READINESS)
+    life.answered(Check.STARTUP)
+    assert life.failed(Check.READINESS, times=3) == [LeaveRotation()]
+    assert not life.status.in_rotation
+    life.tell(EnteredRotation(1))
+    assert life.status.state is State.UNREADY, "an entry that was taken back does not count"
+    assert life.answered(Check.READINESS) == [StartProbes(1, (Check.STARTUP,))]
+
+
+def test_without_startup_questions_a_readiness_pass_is_enough_to_return() -> None:
+    life = Life(instance("webui", startup=None)).ready()
+    life.failed(Check.READINESS, times=3)
+    life.answered(Check.READINESS)
+    assert life.status.state is State.READY
+
+
+@pytest.mark.parametrize("check", list(Check))
+def test_could_not_be_asked_is_no_evidence(check: Check) -> None:
+    life = Life().ready()
+    for _ in range(100):
+        assert life.answered(check, Outcome.UNASKED, "too many open files") == []
+    assert life.status.state is State.READY
+    assert life.status.detail == "too many open files"
+
+
+def test_could_not_be_asked_neither_adds_to_failures_nor_clears_them() -> None:
+    life = Life().ready()
+    life.failed(Check.READINESS, times=2)
+    life.answered(Check.READINESS, Outcome.UNASKED)
+    assert life.status.state is State.READY
+    life.failed(Check.READINESS)
+    assert life.status.state is State.UNREADY
+
+
+# ---------------------------------------------------------------- liveness
+
+
+def test_liveness_lost_stops_it_and_its_policy_starts_it_again() -> None:
+    life = Life().ready()
+    life.failed(Check.LIVENESS)
+    effects = life.failed(Check.LIVENESS, detail="no answer within 30 s")
+    assert effects == [StopProbes(), LeaveRotation(), Signal(Stage.TERM)]
+    fault = "liveness failed 2 times in a row: no answer within 30 s"
+    assert (life.status.state, life.status.reason) == (State.STOPPING, fault)
+    assert life.tell(Exited(1, None, "SIGKILL")) == [StopProbes(), Spawn(2)]
+    assert life.status.reason == f"{fault}; restarting at once"
+
+
+def test_a_process_that_ends_politely_when_stopped_for_a_fault_has_not_finished() -> None:
+    life = Life(worker(restart=RestartPolicy(policy="on_failure"))).ready()
+    life.failed(Check.LIVENESS, times=2)
+    assert Spawn(2) in life.crashes(0)
+
+
+def test_liveness_counts_while_unready_too() -> None:
+    life = Life().ready()
+    life.failed(Check.READINESS, times=3)
+    assert life.failed(Check.LIVENESS, times=2) == [StopProbes(), Signal(Stage.TERM)]
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def test_stop_waits_for_those_that_depend_on_it() -> None:
+    life = Life().ready()
+    assert life.tell(StopRequested("asked to stop")) == []
+    assert (life.status.state, life.status.wanted) == (State.READY, False)
+    effects = life.tell(DependentsStopped())
+    assert effects == [StopProbes(), LeaveRotation(), Signal(Stage.TERM)]
+    assert (life.status.state, life.status.reason) == (State.STOPPING, "asked to stop")
+    life.crashes(0)
+    assert (life.status.state, life.status.reason) == (State.STOPPED, "asked to stop")
+    assert (life.status.timer, life.status.pid, life.status.wanted) == (None, None, False)
+
+
+def test_stopped_dependents_do_not_stop_what_is_wanted() -> None:
+    life = Life().ready()
+    assert life.tell(DependentsStopped()) == []
+    assert life.status.state is State.READY
+
+
+def test_signals_get_sterner_until_it_is_gone() -> None:
+    life = Life(worker(stop_grace=30.0)).ready()
+    life.tell(StopRequested("asked to stop"))
+    assert Signal(Stage.TERM) in life.tell(DependentsStopped())
+    assert life.delay == 30.0
+    assert life.wait_for_timer() == [Signal(Stage.INT)]
+    assert life.status.reason == "pid 101 is still there after SIGTERM; sending SIGINT"
+    assert life.delay == INTERRUPT_GRACE
+    assert life.wait_for_timer() == [Signal(Stage.KILL)]
+    assert life.delay == KILL_GRACE
+    assert life.wait_for_timer() == [Signal(Stage.KILL)], "and again, until the kernel lets it go"
+    assert "stuck in the kernel" in life.status.reason
+    life.tell(Exited(1, None, "SIGKILL"))
+    assert (life.status.state, life.status.reason) == (State.STOPPED, "asked to stop")
+
+
+def test_asked_twice_it_skips_the_grace() -> None:
+    life = Life().ready()
+    life.tell(StopRequested("received SIGINT"), DependentsStopped())
+    assert life.tell(Hurried()) == [Signal(Stage.INT)]
+    assert life.tell(Hurried()) == [Signal(Stage.KILL)]
+
+
+def test_asked_twice_it_does_not_wait_for_its_dependents_any_more() -> None:
+    life = Life().ready()
+    life.tell(StopRequested("received SIGINT"))
+    assert Signal(Stage.TERM) in life.tell(Hurried())
+
+
+def test_a_hurry_does_not_touch_what_is_wanted() -> None:
+    life = Life().ready()
+    assert life.tell(Hurried()) == []
+    assert life.status.state is State.READY
+
+
+def test_stopped_while_its_process_is_being_spawned() -> None:
+    """The decision to spawn is made, the process is not there yet: nothing to signal. Then it is."""
+    life = Life()
+    life.start()
+    life.tell(StopRequested("asked to stop"))
+    assert life.tell(DependentsStopped()) == [StopProbes()]
+    assert life.spawned() == [Signal(Stage.TERM)]
+    life.tell(Exited(1, None, "SIGTERM"))
+    assert (life.status.state, life.status.run) == (State.STOPPED, 1)
+
+
+def test_a_process_that_appears_after_the_grace_gets_the_signal_that_is_due() -> None:
+    life = Life()
+    life.start()
+    life.tell(StopRequested("asked to stop"), DependentsStopped())
+    assert life.wait_for_timer() == []
+    assert "about to start" in life.status.reason
+    assert life.spawned() == [Signal(Stage.INT)]
+
+
+def test_stopped_while_its_spawn_fails() -> None:
+    life = Life()
+    life.start()
+    life.tell(StopRequested("asked to stop"), DependentsStopped())
+    assert life.tell(SpawnFailed(1, "no program", hopeless=True)) == []
+    assert life.status.state is State.STOPPED
+
+
+def test_a_crash_while_it_waits_to_be_stopped_is_its_end() -> None:
+    life = Life().ready()
+    life.tell(StopRequested("asked to stop"))
+    assert life.crashes() == [StopProbes(), LeaveRotation()]
+    assert life.status.state is State.STOPPED
+
+
+@pytest.mark.parametrize("state", [State.BACKOFF, State.FAILED, State.STOPPED])
+def test_without_a_process_stop_means_stopped_at_once(state: State) -> None:
+    life = Life(worker(restart=RestartPolicy(limit=0 if state is State.FAILED else None)))
+    if state is not State.STOPPED:
+        life.start()
+        life.crashes()
+        life.crashes()
+    assert life.status.state is state
+    assert life.tell(StopRequested("received SIGTERM")) == []
+    assert (life.status.state, life.status.wanted) == (State.STOPPED, False)
+    assert (life.status.reason, life.status.timer) == ("received SIGTERM", None)
+
+
+def test_changing_ones_mind_before_the_stop_has_begun_costs_nothing() -> None:
+    life = Life().ready()
+    assert life.tell(StopRequested("asked to stop"), StartRequested("asked to start")) == []
+    assert life.tell(DependentsStopped()) == []
+    assert life.status.state is State.READY
+
+
+# ---------------------------------------------------------------- restart and start on request
+
+
+def test_restart_on_request_stops_it_and_starts_it_when_its_dependencies_are_ready() -> None:
+    life = Life().ready()
+    effects = life.tell(RestartRequested("asked to restart"))
+    assert effects == [StopProbes(), LeaveRotation(), Signal(Stage.TERM)]
+    life.wait_for_timer()
+    life.crashes(0)
+    assert (life.status.state, life.status.wanted) == (State.STOPPED, True)
+    assert life.status.reason == "asked to restart; waiting to start"
+    assert life.tell(DependenciesReady()) == [Spawn(2)]
+    assert life.status.restarts == 0, "a person did that, not the supervisor"
+
+
+def test_start_while_stopping_starts_it_afterwards_and_not_before_its_dependencies() -> None:
+    life = Life().ready()
+    life.tell(StopRequested("asked to stop"), DependentsStopped())
+    assert life.tell(StartRequested("asked to start")) == []
+    assert life.status.state is State.STOPPING
+    assert life.crashes(0) == [StopProbes()]
+    assert life.status.reason == "asked to start; waiting to start"
+    assert life.tell(DependenciesReady()) == [Spawn(2)]
+
+
+def test_the_last_word_counts_when_minds_change_while_it_stops() -> None:
+    life = Life().ready()
+    life.tell(RestartRequested("asked to restart"), StopRequested("asked to stop"))
+    assert life.status.reason == "asked to stop"
+    life.crashes(0)
+    assert (life.status.state, life.status.reason) == (State.STOPPED, "asked to stop")
+    assert life.tell(DependenciesReady()) == []
+
+
+def test_a_person_who_asks_for_a_restart_is_not_told_to_wait_by_the_policy() -> None:
+    """Being stopped for a fault, its policy would leave it down; somebody says start: it starts."""
+    life = Life(worker(restart=RestartPolicy(policy="never"))).ready()
+    life.failed(Check.LIVENESS, times=2)
+    life.tell(RestartRequested("asked to restart"))
+    life.crashes(1)
+    assert life.tell(DependenciesReady()) == [Spawn(2)]
+
+
+def test_start_of_what_runs_changes_nothing() -> None:
+    life = Life().ready()
+    before = life.status
+    assert life.tell(StartRequested("asked to start")) == []
+    assert life.status == before
+
+
+# ---------------------------------------------------------------- what comes late
+
+
+def _of_run(run: int) -> list[Event]:
+    return [
+        Spawned(run, 1),
+        SpawnFailed(run, "no", hopeless=True),
+        Exited(run, 0, None),
+        EnteredRotation(run),
+        *(Probed(run, check, outcome, "old") for check in Check for outcome in Outcome),
+    ]
+
+
+def test_reports_of_an_older_process_change_nothing() -> None:
+    life = Life().ready()
+    life.crashes()
+    life.becomes_ready()
+    before = life.status
+    for event in _of_run(1):
+        assert life.tell(event) == []
+        assert life.status is before
+    life.crashes()
+    life.wait_for_timer()
+    before = life.status
+    life.tell(Diagnosed(1, "old", hopeless=True))
+    assert life.status is before
+
+
+def test_a_timer_of_an_older_epoch_changes_nothing() -> None:
+    life = Life()
+    life.start()
+    deadline = life.status.timer
+    assert deadline is not None
+    life.becomes_ready()
+    life.tell(RestartRequested("asked to restart"))
+    before = life.status
+    assert life.tell(TimerFired(deadline.epoch)) == []
+    assert life.status is before
+
+
+def test_answers_that_arrive_after_the_end_do_not_wake_the_dead() -> None:
+    life = Life().ready()
+    life.tell(StopRequested("asked to stop"), DependentsStopped())
+    life.crashes(0)
+    for event in (*_of_run(1), TimerFired(1), Diagnosed(1, "late", hopeless=False)):
+        assert [e for e in life.tell(event) if not isinstance(e, StopProbes)] == []
+        assert life.status.state is State.STOPPED
+        assert (life.status.pid, life.status.timer) == (None, None)
+
+
+# ---------------------------------------------------------------- rotation
+
+
+def _paths_out_of_ready() -> list[Any]:
+    return [
+        pytest.param(lambda life: life.crashes(), id="crash"),
+        pytest.param(lambda life: life.failed(Check.READINESS, times=3), id="unready"),
+        pytest.param(lambda life: life.failed(Check.LIVENESS, times=2), id="hung"),
+        pytest.param(lambda life: life.tell(RestartRequested("asked")), id="restart"),
+        pytest.param(
+            lambda life: life.tell(StopRequested("asked"), DependentsStopped()), id="stop"
+        ),
+    ]
+
+
+@pytest.mark.parametrize("path", _paths_out_of_ready())
+def test_every_way_out_of_ready_leaves_rotation_in_the_same_moment(path: Any) -> None:
+    life = Life().ready()
+    assert life.status.in_rotation
+    assert path(life).count(LeaveRotation()) == 1
+    assert life.status.state is not State.READY
+    assert not life.status.in_rotation
+
+
+def test_what_is_not_in_rotation_does_not_leave_it() -> None:
+    life = Life(instance("api_server")).ready()
+    assert LeaveRotation() not in life.crashes()

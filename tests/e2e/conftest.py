@@ -1,0 +1,58 @@
+"""The demo cluster with the real FastChat, started once for all stories that share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import ROOT, Cluster, free_ports
+
+API_KEY = "sk-test-key-that-must-never-show"
+
+
+@dataclass
+class Demo:
+    """Two models, one of them twice, behind one address."""
+
+    cluster: Cluster
+    url: str
+    controller: str
+    key: str | None = None
+
+
+def demo_file(controller: int, api: int, *, key: str | None = None, more: str = "") -> str:
+    keys = f', api_keys: ["{key}"]' if key else ""
+    return f"""
+controller: {{port: {controller}}}
+defaults: {{device: cpu, conv_template: vicuna_v1.1}}
+workers:
+  tiny-owl: {{model_path: {ROOT}/models/tiny-owl, replicas: 2}}
+  tiny-fox: {{model_path: {ROOT}/models/tiny-fox}}
+api_server: {{port: {api}{keys}}}
+port_range: {_range()}
+{more}
+"""
+
+
+def _range() -> str:
+    """Far from the default range, so that a cluster on this machine is not in the way."""
+    first = free_ports(1)[0]
+    return f"{min(first, 65000)}-{min(first, 65000) + 200}"
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    controller, api = free_ports(2)
+    folder: Path = tmp_path_factory.mktemp("demo")
+    cluster = Cluster(folder).write(demo_file(controller, api, key=API_KEY)).up().ready()
+    yield Demo(cluster, f"http://127.0.0.1:{api}", f"http://127.0.0.1:{controller}", API_KEY)
+    cluster.down()
+
+
+@pytest.fixture
+def healthy_demo(demo: Demo) -> Demo:
+    """The demo cluster with everything ready, whatever the story before has done to it."""
+    demo.cluster.ready()
+    return demo
