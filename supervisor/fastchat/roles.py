@@ -170,7 +170,7 @@ class _Expansion:
             argv=self._entry(
                 "gradio_web_server", server, flags.web_server_flags(server, self._controller)
             ),
-            env=_FASTCHAT_ENV,
+            env={**_FASTCHAT_ENV, "GRADIO_ANALYTICS_ENABLED": "False"},
             address=address,
             depends_on=(*self._needs_controller, *workers),
             questions=(Question(Ask.HTTP, (f"{address}/",)),),
@@ -312,6 +312,8 @@ class _Expansion:
 _FASTCHAT_ENV = {
     "LOGDIR": "",  # FastChat writes log files of its own into the working directory otherwise
     "PYTHONUNBUFFERED": "1",
+    "PYTHONSAFEPATH": "",  # the entry modules import their neighbour
+    "API_KEYS": "[]",  # FastChat reads it as JSON, and crashes on anything else that is set there
 }
 _WORKER_ENV = {
     "LLM_SUPERVISOR_NO_REGISTER": "1",  # some kinds register in spite of --no-register

@@ -25,7 +25,8 @@ _MAX_VALUES = 50_000
 _MAX_DEPTH = 50
 """PyYAML composes by recursion in C, which ends the process when the stack is full."""
 _HINTS = {
-    "mapping values are not allowed": "put a value that contains `: ` in quotes",
+    "mapping values are not allowed": "check the indentation; a value with `: ` needs quotes",
+    "scanning a quoted scalar": "close the quotation mark",
     "expected a single document": "one file is one cluster; remove the `---` between them",
     "undefined alias": "name an anchor (`&name`) that stands above",
     "cannot start any token": "put the value in quotes",
@@ -114,10 +115,10 @@ def _line_and_column(text: str, offset: int) -> tuple[int, int]:
 def _syntax_problem(file: str, text: str, error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    context = getattr(error, "context", None)
-    what = (getattr(error, "problem", None) or "syntax error") + (
-        f" ({context})" if context else ""
-    )
+    what = getattr(error, "problem", None) or "syntax error"
+    if context := getattr(error, "context", None):
+        begin = getattr(error, "context_mark", None)
+        what += f" ({context}{f' that begins in line {begin.line + 1}' if begin else ''})"
     here = "".join(text.splitlines()[line - 1 : line])
     if "\t" in here[: len(here) - len(here.lstrip())]:
         hint = "indent with spaces, YAML forbids tabs"

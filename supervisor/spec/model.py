@@ -276,7 +276,7 @@ class Gptq(Model):
     ckpt: str | None = None
     """Checkpoint; the model path if left out."""
     wbits: Literal[2, 3, 4, 8, 16]
-    """Bits per weight; 16 is FastChat's word for "off"."""
+    """Bits per weight (required); 16 is FastChat's word for "off"."""
     groupsize: Whole = -1
     """Group size; -1 uses the full row."""
     act_order: bool = False
@@ -289,7 +289,7 @@ class Awq(Model):
     ckpt: str | None = None
     """Checkpoint; the model path if left out."""
     wbits: Literal[4, 16]
-    """Bits per weight; 16 is FastChat's word for "off"."""
+    """Bits per weight (required); 16 is FastChat's word for "off"."""
     groupsize: Whole = -1
     """Group size; -1 uses the full row."""
 

@@ -47,8 +47,14 @@ _SAY = {
     "int_from_float": "must be a whole number",
     "float_parsing": "must be a number",
     "float_type": "must be a number",
-    "too_short": "must not be empty",
+    "too_short": "must not be empty; add an item or remove it",
     "string_too_short": "must not be empty",
+}
+
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
 }
 
 _FORMS = {
@@ -212,6 +218,10 @@ def _real_path(location: tuple[str | int, ...], values: Any) -> Path:
 
 
 def _say(detail: Any, path: Path) -> str:
+    return _what(detail, path) if path else f"the file {_what(detail, path)}"
+
+
+def _what(detail: Any, path: Path) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     name = next((str(part) for part in reversed(path) if isinstance(part, str)), "")
     if kind == "extra_forbidden":
@@ -227,8 +237,12 @@ def _say(detail: Any, path: Path) -> str:
     if kind in ("literal_error", "enum"):
         return f"must be one of {context['expected'].replace(chr(39), '')}"
     if kind == "string_pattern_mismatch":
-        where = "[key]" if detail["loc"][-1:] == ("[key]",) else name
-        return _FORMS.get(where, f"must match {context['pattern']}")
+        if detail["loc"][-1] == "[key]":
+            name = "env" if path[-2:-1] == ("env",) else "[key]"
+        return _FORMS.get(name, f"must match {context['pattern']}")
+    if kind in _BOUNDS:
+        word, key = _BOUNDS[kind]
+        return f"must be {word} {context[key]}"
     if kind == "value_error":
         return str(context["error"])
     if kind in _SAY:
@@ -245,7 +259,7 @@ def _unknown_key(name: str, location: tuple[str | int, ...]) -> str:
     owners = [kind for kind, worker in WORKER_KINDS.items() if name in worker.model_fields]
     if owners and location[0] == "workers":
         return f"this kind of worker has no option {name!r}; {', '.join(owners)} has: remove it"
-    return f"unknown key {name!r}; known here: {', '.join(known)}"
+    return f"unknown key {name!r}; remove it or use one of: {', '.join(known)}"
 
 
 def _model_at(location: tuple[str | int, ...]) -> type[Model] | None:

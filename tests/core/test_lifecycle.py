@@ -551,7 +551,7 @@ def test_a_hurry_does_not_touch_what_is_wanted() -> None:
 
 
 def test_stopped_while_its_process_is_being_spawned() -> None:
-    """The decision to spawn is made, the process is not there yet: nothing to signal. Then it is."""
+    """It is decided, but the process is not there yet: nothing to signal, until it is."""
     life = Life()
     life.start()
     life.tell(StopRequested("asked to stop"))
