@@ -73,23 +73,23 @@ sees what the supervisor sees.
 wins; mappings such as `probes` are merged key by key.
 
 **Variables.** `${NAME}` is replaced from the environment of the supervisor; `${NAME:-text}` has
-a default for when it is unset or empty, and an unset one without a default is an error. This happens
-before types are decided, so that `port: ${PORT}` is a number. `$$` is a dollar sign.
+a default for when it is unset or empty, and an unset one without a default is an error. This
+happens before types are decided, so that `port: ${PORT}` is a number. `$$` is a dollar sign.
 
 **Anchors.** `&name` marks a value, `*name` repeats it, `<<: *name` merges it into a mapping, whose
 own keys win.
 
-**Paths** are relative to the folder of the file; `~` is the home folder. A `model_path` is taken for
-a folder if it begins with `/`, `./`, `../` or `~`, has more than one slash, or is there; otherwise
-it is a Hugging Face name.
+**Paths** are relative to the folder of the file; `~` is the home folder. A `model_path` is a folder
+if it begins with `/`, `./`, `../` or `~`, ends with a slash or has more than one, or if it, or the
+folder before its slash, is there. Anything else is a Hugging Face name.
 
-**Units.** A duration is a number of seconds or a text such as `500ms`, `30s`, `20m`, `1h30m`; a size
-is a number of bytes or a text such as `500KiB`, `10MiB` (1024), `10MB` (1000).
+**Units.** A duration is a number of seconds or a text such as `500ms`, `30s`, `20m`, `1h30m`; a
+size is a number of bytes or a text such as `500KiB`, `10MiB` (1024), `10MB` (1000).
 
 **Secrets.** Put API keys into the environment (`api_keys: ["${OPENAI_API_KEYS}"]`) or into a file
 (`api_keys_file`). They reach the API server through its standard input, and show neither in command
-lines, logs, `status` and `plan`, nor in error messages. Hand tokens of other programs over in `env`;
-flags in `args` and `command` can be read by every user of the machine.
+lines, logs, `status` and `plan`, nor in error messages. Hand tokens of other programs over in
+`env`; flags in `args` and `command` can be read by every user of the machine.
 
 **Errors.** All errors of a file are shown at once, each as `file:line:column: path: what is wrong,
 what to do`. The exit status is 2, and nothing has been started.

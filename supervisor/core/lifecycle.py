@@ -317,7 +317,8 @@ def _restart_requested(status: Status, event: RestartRequested, at: _Moment) -> 
 
 def _dependencies_ready(status: Status, event: DependenciesReady, at: _Moment) -> Step:
     if status.state is State.STOPPED and status.wanted:
-        return _spawn(status, "starting", at)
+        # Somebody wants it: whatever happened before has no say any more.
+        return _spawn(replace(status, streak=0, hopeless=0), "starting", at)
     return status, ()
 
 
@@ -509,9 +510,7 @@ def _with_timer(status: Status, delay: float, at: _Moment) -> Status:
 
 
 def _await_dependencies(status: Status, reason: str, at: _Moment) -> Status:
-    return _move(
-        status, State.STOPPED, f"{reason}; waiting to start", at, wanted=True, streak=0, hopeless=0
-    )
+    return _move(status, State.STOPPED, f"{reason}; waiting to start", at, wanted=True)
 
 
 def _start_after_stop(status: Status, reason: str) -> Status:

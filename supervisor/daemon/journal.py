@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -38,7 +39,9 @@ class Journal:
         entry = Entry(self._number, self._clock(), instance, state, reason, pid)
         self._entries.append(entry)
         for listener in self._listeners:
-            listener(entry)
+            # A closed pipe or a full disk behind our own output must not disturb supervision.
+            with contextlib.suppress(OSError):
+                listener(entry)
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -20,7 +20,7 @@ from supervisor.daemon.reconciler import GoDown, Reconciler
 from supervisor.fastchat import roles
 from supervisor.runtime.logs import InstanceLogs
 from supervisor.runtime.processes import Processes
-from supervisor.runtime.rundir import RunDir
+from supervisor.runtime.rundir import RunDir, RunDirError
 from supervisor.spec.load import ClusterFile, load
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,12 @@ async def _serve(
 async def _start_logs(
     logs: InstanceLogs, processes: Processes, specs: Mapping[str, InstanceSpec]
 ) -> None:
-    await logs.start()
+    try:
+        await logs.start()
+    except OSError as error:
+        raise RunDirError(
+            f"cannot write logs: {error.strerror}: {error.filename}; name a folder with --log-dir"
+        ) from None
     for name in logs.names - specs.keys():
         logs.forget(name)
 
@@ -133,8 +138,8 @@ def _listen_to_signals(reconciler: Reconciler) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, reconciler.post, GoDown(f"received {number.name}"))
-    # A closed terminal is no reason to stop serving.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A closed terminal is no reason to stop serving. Not SIG_IGN, which instances would inherit.
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
 
 
 def _mark(run_dir: RunDir) -> str:

@@ -197,7 +197,10 @@ class Reconciler:
         if after.timer != before.timer:
             self._set_timer(name, after.timer)
         for effect in effects:
-            self._carry_out(effect, spec, after)
+            try:
+                self._carry_out(effect, spec, after)
+            except Exception:
+                log.exception("%s: cannot carry out %r; please report this", name, effect)
         is_new = after.state is State.READY and before.state is not State.READY
         if spec.role is Role.CONTROLLER and is_new:
             self._effects.controller_is_new()

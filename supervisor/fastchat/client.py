@@ -14,6 +14,10 @@ Fault = (aiohttp.ClientError, TimeoutError, OSError)
 """What talking to a service that is not well can raise."""
 
 
+Absent = aiohttp.ClientConnectorError
+"""Nobody listens there."""
+
+
 class Refused(Exception):
     """It answered, and the answer was no; the text says why in one line."""
 

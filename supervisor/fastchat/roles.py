@@ -159,8 +159,9 @@ class _Expansion:
 
     def _web_server(self, server: spec.WebServer) -> InstanceSpec:
         address = _url(server.host, server.port)
-        # Its list of models is empty if it starts before a worker is registered.
-        workers = tuple(name for name, worker in self._cluster.workers.items() if worker.enabled)
+        workers: tuple[str, ...] = ()
+        if server.model_list_mode == "once":  # it would never learn of a worker that comes later
+            workers = tuple(name for name, one in self._cluster.workers.items() if one.enabled)
         return self._instance(
             "web_server",
             "web_server",

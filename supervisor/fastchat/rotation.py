@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from supervisor.core.instance import InstanceSpec
-from supervisor.fastchat.client import Client, Fault, Refused
+from supervisor.fastchat.client import Absent, Client, Fault, Refused
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +95,12 @@ class Rotation:
             spec = worker.spec
             try:
                 await self._tell(worker, spec)
-            except Fault as fault:
-                if spec is None and isinstance(fault, ConnectionError):
+            except Absent:
+                if worker.spec is None:
                     return  # a controller that is not there gives nobody requests
+                await asyncio.sleep(_RETRY)
+                continue
+            except Fault:
                 await asyncio.sleep(_RETRY)
                 continue
             except Refused as refused:

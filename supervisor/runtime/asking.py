@@ -42,6 +42,8 @@ def askers(session: aiohttp.ClientSession, processes: Processes) -> dict[Ask, As
     async def command(instance: InstanceSpec, question: Question, timeout: float) -> Answer:
         try:
             code = await processes.run(question.target, instance, timeout)
+        except TimeoutError:  # an OSError as well
+            raise
         except OSError as error:
             return Outcome.UNASKED, f"cannot run {question.target[0]}: {error.strerror}"
         outcome = Outcome.PASSED if code == 0 else Outcome.FAILED

@@ -33,7 +33,9 @@ class AlreadyRunning(RunDirError):
 
 def default_run_dir(config: Path, environ: Mapping[str, str]) -> Path:
     """One per user and cluster file, in the place meant for such things."""
-    absolute = os.path.abspath(config)
+    folder, base = os.path.split(os.path.abspath(config))
+    # Its folder by whatever way, but a link to a file stays a name of its own.
+    absolute = os.path.join(os.path.realpath(folder), base)
     digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:8]
     name = f"{Path(absolute).stem[:24]}-{digest}"
     if runtime := environ.get("XDG_RUNTIME_DIR"):

@@ -30,7 +30,6 @@ def check(cluster: Cluster, base: FilePath, unusable: Collection[str] = ()) -> I
 
     ``unusable`` are services that stand in the file but have errors of their own.
     """
-    yield from _something(cluster, unusable)
     yield from _controller(cluster)
     yield from _names(cluster)
     yield from _ports(cluster)
@@ -61,11 +60,6 @@ def services(cluster: Cluster) -> Iterator[tuple[Path, Service]]:
     for name, command in cluster.services.items():
         if command.enabled:
             yield ("services", name), command
-
-
-def _something(cluster: Cluster, unusable: Collection[str]) -> Iterator[Finding]:
-    if not unusable and not any(services(cluster)):
-        yield (), "nothing to run; list a model under `workers`, or enable one (see configs/)"
 
 
 def _controller(cluster: Cluster) -> Iterator[Finding]:

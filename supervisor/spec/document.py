@@ -122,6 +122,8 @@ def _syntax_problem(file: str, text: str, error: yaml.YAMLError) -> Problem:
     here = "".join(text.splitlines()[line - 1 : line])
     if "\t" in here[: len(here) - len(here.lstrip())]:
         hint = "indent with spaces, YAML forbids tabs"
+    elif "flow" in what and "${" in here:
+        hint = "inside { } and [ ], put a ${VARIABLE} in quotes"
     else:
         hint = next((hint for words, hint in _HINTS.items() if words in what), "mend the syntax")
     return Problem(file, line, column, "", f"not YAML: {what}; {hint}")
@@ -200,8 +202,8 @@ class _Builder:
             if self._too_many(item, path):
                 return
             self._open.add(id(item))
-            for key_node, value_node in item.value:
-                if key_node.tag == _MERGE:
+            for key_node, value_node in sorted(item.value, key=lambda pair: pair[0].tag == _MERGE):
+                if key_node.tag == _MERGE:  # after its own keys, which win
                     self._merge(value_node, path, values)
                     continue
                 key = self._key(key_node, path)

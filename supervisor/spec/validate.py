@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from supervisor.spec.checks import check
+from supervisor.spec.checks import check, services
 from supervisor.spec.document import Document
 from supervisor.spec.model import WORKER_KINDS, Cluster, Model
 from supervisor.spec.problems import Path, Problem
@@ -97,6 +97,9 @@ def validate(document: Document, base: FilePath) -> tuple[Cluster | None, list[P
             for path, message in check(cluster, base, unusable=left_out.names())
             if not left_out.concerns(path)
         ]
+        if not problems and not document.problems and not any(services(cluster)):
+            text = "nothing to run; list a model under `workers`, or enable one (see configs/)"
+            problems.append(document.problem((), text))
     return cluster, _once(problems)
 
 
@@ -258,7 +261,7 @@ def _unknown_key(name: str, location: tuple[str | int, ...]) -> str:
         return f"unknown key {name!r}; did you mean {close[0]!r}?"
     owners = [kind for kind, worker in WORKER_KINDS.items() if name in worker.model_fields]
     if owners and location[0] == "workers":
-        return f"this kind of worker has no option {name!r}; {', '.join(owners)} has: remove it"
+        return f"this kind of worker has no option {name!r}, only {', '.join(owners)}; remove it"
     return f"unknown key {name!r}; remove it or use one of: {', '.join(known)}"
 
 

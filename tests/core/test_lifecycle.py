@@ -482,6 +482,14 @@ def test_liveness_lost_stops_it_and_its_policy_starts_it_again() -> None:
     assert life.status.reason == f"{fault}; restarting at once"
 
 
+def test_a_hiccup_now_and_then_is_no_reason_to_stop_it() -> None:
+    life = Life().ready()
+    for _ in range(10):
+        assert life.failed(Check.LIVENESS) == []
+        life.answered(Check.LIVENESS)
+    assert life.status.state is State.READY
+
+
 def test_a_process_that_ends_politely_when_stopped_for_a_fault_has_not_finished() -> None:
     life = Life(worker(restart=RestartPolicy(policy="on_failure"))).ready()
     life.failed(Check.LIVENESS, times=2)

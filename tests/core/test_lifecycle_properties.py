@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
@@ -21,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instances import instance, worker
 
-from supervisor.core.instance import InstanceSpec, Probe, RestartPolicy, Startup
+from supervisor.core.instance import InstanceSpec, RestartPolicy
 from supervisor.core.lifecycle import (
     Check,
     DependenciesReady,
@@ -100,7 +101,8 @@ class World:
     told: Stage | None = None
     probes: set[Check] = field(default_factory=set)
     probed_run: int = 0
-    entering: bool = False
+    entering: int | None = None
+    """The run that the controller is about to have."""
     member: bool = False
     """The controller has been told to have it, and not told otherwise since."""
     inbox: deque[Event] = field(default_factory=deque)
@@ -124,16 +126,15 @@ class World:
                 self.probes |= {check for check in checks if asked[check] is not None}
             case StopProbes():
                 self.probes.clear()
-            case EnterRotation():
-                self.entering = self.member = True
+            case EnterRotation(run):
+                self.entering, self.member = run, True
             case LeaveRotation():
-                self.entering = self.member = False
+                self.entering, self.member = None, False
             case Diagnose(run):
                 self.diagnoses.append(run)
 
     def spawns(self, succeeds: bool, hopeless: bool = False) -> None:
-        assert self.process is not None
-        if not self.spawning:
+        if not self.spawning or self.process is None:
             return
         self.spawning = False
         if succeeds:
@@ -153,14 +154,20 @@ class World:
             if check is Check.STARTUP and outcome is Outcome.PASSED:
                 self.probes.discard(check)
 
-    def controller_has_it(self, run: int) -> None:
-        if self.entering:
-            self.entering = False
-            self.inbox.append(EnteredRotation(run))
+    def controller_has_it(self) -> None:
+        if self.entering is not None:
+            self.inbox.append(EnteredRotation(self.entering))
+            self.entering = None
 
     def is_diagnosed(self, hopeless: bool) -> None:
         if self.diagnoses:
             self.inbox.append(Diagnosed(self.diagnoses.pop(0), "boom", hopeless))
+
+    def time_passes(self, seconds: float) -> None:
+        if self.timer is not None and self.timer.at <= self.now + seconds:
+            self.timer_is_due()
+        else:
+            self.now += seconds
 
     def timer_is_due(self) -> None:
         if self.timer is not None:
@@ -179,17 +186,19 @@ class Oracle:
     wanted: bool = False
     run: int = 0
     stopping: bool = False
-    """It was told to end (its probes were stopped while it lived), since it was spawned."""
+    """It has been told to end (its probes were stopped) since it was spawned."""
     fault: bool = False
     """...for a reason of its own, and nobody has said anything since."""
     answered: bool = False
-    """The startup questions have passed in this run, since it was last out of rotation."""
+    """The startup questions have passed in this run, since it was last taken out of rotation."""
     crashes: int = 0
     """Ends in a row that nobody asked for, since a person started it, or it was stable."""
     hopeless: int = 0
     ready_since: float | None = None
+    misses: dict[Check, int] = field(default_factory=dict)
+    """Failures in a row of this run."""
 
-    def check(
+    def check_step(
         self,
         world: World,
         event: Event,
@@ -204,23 +213,38 @@ class Oracle:
             return
         ended = isinstance(event, Exited | SpawnFailed) and before.state not in DOWN
         unasked = ended and self.wanted and (not self.stopping or self.fault)
-        self._learn(world, event, ended, unasked)
-        self._check_effects(world, effects)
+        self._learn(world, event, before, unasked=unasked)
+        self._check_effects(world, event, effects)
         if unasked:
-            self._check_decision(world, event, after, effects, luck)
+            self._check_decision(world, after, effects, luck)
         elif ended:
             assert after.state is State.STOPPED
-            assert Spawn not in map(type, effects)
-        if self.ready_since is None and after.state is State.READY:
-            self.ready_since = world.now
-        elif after.state is not State.READY:
-            self._forgive(world)
-        assert after.wanted is self.wanted, "nothing else loses what is wanted"
-        if after.state is not before.state:
-            assert after.reason
-            assert after.since == world.now
-            assert isinstance(event, Spawned) or after.reason != before.reason or ended
-        self._check_timer(world, after)
+        assert after.wanted is self.wanted, "nothing else changes what is wanted"
+        self._check_words(world, before, after)
+        if isinstance(event, Probed):
+            self._check_probe(event, before, after, effects)
+        self._check_timer(world, before, after)
+        if after.state is not State.READY:
+            self._is_ready_no_more(world)
+        elif self.ready_since is None:
+            self.ready_since, self.hopeless, self.misses = world.now, 0, {}
+
+    def _check_probe(
+        self, event: Probed, before: Status, after: Status, effects: tuple[Effect, ...]
+    ) -> None:
+        if event.outcome is Outcome.UNASKED or before.state not in UP:
+            assert event.outcome is Outcome.PASSED or (after.state, effects) == (before.state, ())
+            return
+        failed = event.outcome is Outcome.FAILED
+        count = self.misses[event.check] = self.misses.get(event.check, 0) + 1 if failed else 0
+        if event.check is Check.READINESS and self.spec.readiness:
+            too_many = failed and count >= self.spec.readiness.failures
+            left = before.state is State.READY and after.state is State.UNREADY
+            assert left is (too_many and before.state is State.READY)
+            assert not (too_many and after.in_rotation)
+        if event.check is Check.LIVENESS and self.spec.liveness:
+            too_many = failed and count >= self.spec.liveness.failures
+            assert (after.state is State.STOPPING) is too_many
 
     def _is_stale(self, event: Event, before: Status) -> bool:
         if isinstance(event, TimerFired):
@@ -229,53 +253,51 @@ class Oracle:
             return event.exited_run < self.run - 1
         return getattr(event, "run", self.run) != self.run
 
-    def _learn(self, world: World, event: Event, ended: bool, unasked: bool) -> None:
+    def _learn(self, world: World, event: Event, before: Status, *, unasked: bool) -> None:
         match event:
             case StartRequested() | RestartRequested():
-                from_scratch = isinstance(event, RestartRequested) or world.process is None
-                self.wanted = True
-                self.fault = False
-                if from_scratch or self.stopping:
-                    self.crashes = self.hopeless = 0
-                    self.ready_since = None
+                self.wanted, self.fault = True, False
             case StopRequested():
                 self.wanted = self.fault = False
             case Exited(_, code):
-                self._forgive(world)
+                self._is_ready_no_more(world)
                 finished = self.spec.restart.policy != "always" and code == 0
                 if unasked and finished and not self.stopping:
                     self.wanted = False
             case SpawnFailed(_, _, hopeless):
                 self.hopeless = self.hopeless + 1 if hopeless else 0
             case Diagnosed(_, _, hopeless):
-                self.hopeless = self.hopeless + 1 if hopeless else 0
-                if world.known and self.ready_since is not None:
-                    self.hopeless = 0
+                has_started_since = before.state in UP
+                self.hopeless = self.hopeless + 1 if hopeless and not has_started_since else 0
             case Probed(_, Check.STARTUP, Outcome.PASSED):
                 self.answered = True
         if unasked:
             self.crashes += 1
 
-    def _forgive(self, world: World) -> None:
-        """Stable means: ready for a while without a break."""
-        if self.ready_since is not None:
-            if world.now - self.ready_since >= STABLE:
-                self.crashes = 0
-            self.ready_since = None
+    def _is_ready_no_more(self, world: World) -> None:
+        if self.ready_since is not None and world.now - self.ready_since >= STABLE:
+            self.crashes = 0
+        self.ready_since = None
 
-    def _check_effects(self, world: World, effects: tuple[Effect, ...]) -> None:
+    def _check_effects(self, world: World, event: Event, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
             match effect:
                 case Spawn(run):
                     assert world.process is None, "two processes of one instance"
                     assert run == self.run + 1
+                    assert self.wanted
                     self.run, self.stopping = run, False
                     self.fault = self.answered = False
-                case Signal():
+                    if isinstance(event, DependenciesReady):
+                        self.crashes = self.hopeless = 0
+                case Signal(stage):
                     assert world.known
-                case StartProbes(run):
+                    sterner = {None: set(Stage), Stage.TERM: {Stage.INT}}
+                    assert stage in sterner.get(world.told, {Stage.KILL})
+                case StartProbes(run, checks):
                     assert world.known
                     assert run == self.run
+                    assert not world.probes & {*checks}, "begun anew before they could end"
                 case EnterRotation(run):
                     assert world.known
                     assert run == self.run
@@ -285,17 +307,15 @@ class Oracle:
                     assert world.member
                     self.answered = False
                 case StopProbes():
+                    own = Exited | TimerFired | Probed | RestartRequested
+                    assert isinstance(event, own) or not self.wanted
                     self.stopping = True
+                    self.fault = self.wanted and isinstance(event, TimerFired | Probed)
                 case Diagnose(run):
                     assert run == self.run
 
     def _check_decision(
-        self,
-        world: World,
-        event: Event,
-        after: Status,
-        effects: tuple[Effect, ...],
-        luck: float,
+        self, world: World, after: Status, effects: tuple[Effect, ...], luck: float
     ) -> None:
         """It ended, and nobody had asked for that: what does its policy say?"""
         policy = self.spec.restart
@@ -308,7 +328,6 @@ class Oracle:
         ):
             assert after.state is State.FAILED
         elif self.crashes == 1:
-            assert after.state is State.STARTING
             assert Spawn(self.run) in effects
         else:
             assert after.state is State.BACKOFF
@@ -319,12 +338,21 @@ class Oracle:
             delay = max(LEAST_DELAY, full * (1 - policy.jitter * luck))
             assert after.timer.at - world.now == pytest.approx(delay)
 
-    def _check_timer(self, world: World, after: Status) -> None:
+    def _check_words(self, world: World, before: Status, after: Status) -> None:
+        assert after.reason
+        if after.state is not before.state:
+            assert after.since == world.now
+            assert after.reason != before.reason or before.state is State.STOPPING
+
+    def _check_timer(self, world: World, before: Status, after: Status) -> None:
         waits = after.state in (State.BACKOFF, State.STOPPING)
         if after.state is State.STARTING:
-            waits = self.spec.startup is not None and not after.in_rotation
+            questions_left = not (self.answered and self.spec.in_rotation)
+            waits = self.spec.startup is not None and questions_left
         assert (after.timer is not None) is waits
-        assert after.timer is None or after.timer.at > world.now
+        if after.timer is not None and after.timer != before.timer:
+            assert after.timer.at > world.now
+            assert after.timer.epoch > before.epoch
 
     def check_world(self, world: World, status: Status) -> None:
         """To be called after the effects have been carried out."""
@@ -342,7 +370,7 @@ class Oracle:
             assert status.state in (State.STARTING, *UP)
         if status.state is State.READY and self.spec.in_rotation:
             assert world.member
-        if status.state is State.STOPPING and world.process is not None and world.known:
+        if status.state is State.STOPPING and world.known:
             assert world.told is not None, "it waits for an end that it has not asked for"
         if world.probes:
             assert world.known
@@ -353,48 +381,183 @@ class Oracle:
 
 
 class Life:
-    def __init__(self, spec: InstanceSpec) -> None:
-        self.spec = spec
+    def __init__(
+        self, spec: InstanceSpec, watch: Callable[[Status, Event], None] | None = None
+    ) -> None:
+        self.watch = watch
         self.status = Status()
         self.world = World(spec)
         self.oracle = Oracle(spec)
-        self.told: list[str] = []
+        self.requests = 0
 
     def handle(self, event: Event, luck: float = 0.0) -> None:
-        world, before = self.world, self.status
-        self.told.append(f"{world.now:g} {before.state}: {event}")
-        if isinstance(event, Probed) and event.run == self.oracle.run and world.known:
-            self._fault_ahead(event)
-        after, effects = step(before, event, self.spec, now=world.now, jitter=luck)
-        self._fault_found(event, before, after)
-        if isinstance(event, Spawned) and event.run == self.oracle.run:
+        world, before, run = self.world, self.status, self.oracle.run
+        if self.watch is not None:
+            self.watch(before, event)
+        after, effects = step(before, event, world.spec, now=world.now, jitter=luck)
+        if isinstance(event, Spawned) and event.run == run:
             world.known = True
-        if isinstance(event, Exited) and event.run == self.oracle.run:
+        if isinstance(event, Exited) and event.run == run:
             world.known = False
-        self.oracle.check(world, event, before, after, effects, luck)
+        self.oracle.check_step(world, event, before, after, effects, luck)
         for effect in effects:
             world.carry_out(effect)
         self.status, world.timer = after, after.timer
         self.oracle.check_world(world, after)
 
-    def _fault_ahead(self, event: Probed) -> None:
-        pass
+    def handle_next(self, luck: float) -> None:
+        if self.world.inbox:
+            self.handle(self.world.inbox.popleft(), luck)
 
-    def _fault_found(self, event: Event, before: Status, after: Status) -> None:
-        """A stop that follows a timer or an answer is nobody's wish: its own fault."""
-        begun = after.state is State.STOPPING and before.state is not State.STOPPING
-        if begun and isinstance(event, TimerFired | Probed):
-            self.oracle.fault = self.oracle.wanted
-
-    def handle_next(self, luck: float = 0.0) -> bool:
-        if not self.world.inbox:
-            return False
-        self.handle(self.world.inbox.popleft(), luck)
-        return True
-
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """What the reconciler does when its inbox is empty."""
+        if self.world.inbox:
+            return False
         if not self.status.wanted and self.status.state in (State.STARTING, *UP):
             self.handle(DependentsStopped())
         elif self.status.wanted and self.status.state is State.STOPPED:
             self.handle(DependenciesReady())
+        else:
+            return False
+        return True
+
+    def request(self, kind: int) -> None:
+        self.requests += 1
+        reason = f"request {self.requests}"
+        requests = (StartRequested, StartRequested, StopRequested, RestartRequested)
+        self.world.inbox.append(requests[kind % 4](reason))
+
+    def something_old(self, kind: int) -> None:
+        """What an older process, or an older timer, might have left in the inbox."""
+        run = self.oracle.run - 1 - kind % 2
+        events: tuple[Event, ...] = (
+            Spawned(run, 99),
+            SpawnFailed(run, "old", hopeless=True),
+            Exited(run, 1, None),
+            EnteredRotation(run),
+            TimerFired(self.status.epoch - 1),
+            Diagnosed(self.oracle.run - 2, "old", hopeless=True),
+            *(Probed(run, check, outcome, "old") for check in Check for outcome in Outcome),
+        )
+        self.world.inbox.append(events[kind // 2 % len(events)])
+
+    def something_untimely(self, kind: int) -> None:
+        """What the reconciler would not send now, and must do no harm."""
+        self.world.inbox.append((Hurried(), DependenciesReady(), DependentsStopped())[kind % 3])
+
+    def calm_down(self) -> None:
+        """Nobody asks for anything any more, and the world behaves: it must come to rest."""
+        world = self.world
+        for _ in range(300):
+            if world.inbox:
+                self.handle_next(0.0)
+            elif world.spawning:
+                world.spawns(succeeds=True)
+            elif self.settle():
+                pass
+            elif world.told is Stage.KILL:
+                world.dies(None, "SIGKILL")
+                world.told = None
+            elif Check.STARTUP in world.probes:
+                world.answers(Check.STARTUP, Outcome.PASSED)
+            elif world.entering is not None:
+                world.controller_has_it()
+            elif self.status.state is State.UNREADY:
+                world.answers(Check.READINESS, Outcome.PASSED)
+            elif world.timer is not None:
+                world.timer_is_due()
+            else:
+                return
+        pytest.fail(f"it never comes to rest: {self.status}")
+
+
+OUTCOMES = (Outcome.PASSED, Outcome.PASSED, Outcome.FAILED, Outcome.FAILED, Outcome.UNASKED)
+EXITS = ((0, None), (1, None), (2, None), (None, "SIGKILL"))
+
+
+def possible(life: Life) -> list[Callable[[int], object]]:
+    """What may happen next, the frequent things more than once. Each takes a number: how."""
+    world = life.world
+    actions: list[Callable[[int], object]] = [
+        life.request,
+        life.something_old,
+        life.something_untimely,
+        world.time_passes,
+    ]
+    if world.inbox:
+        actions += [lambda n: life.handle_next(n / 255)] * 16
+    else:
+        actions += [lambda _: life.settle()] * 8
+    if world.spawning:
+        actions += [lambda n: world.spawns(succeeds=n % 8 > 0, hopeless=n % 16 > 7)] * 12
+    elif world.process is not None:
+        actions.append(lambda n: world.dies(*EXITS[n % 4]))
+    for check in world.probes:
+        actions += [lambda n, check=check: world.answers(check, OUTCOMES[n % 5])] * 6
+    if world.entering is not None:
+        actions += [lambda _: world.controller_has_it()] * 12
+    if world.diagnoses:
+        actions.append(lambda n: world.is_diagnosed(hopeless=n % 2 > 0))
+    if world.timer is not None:
+        actions.append(lambda _: world.timer_is_due())
+    return actions
+
+
+def play(choices: bytes, watch: Callable[[Status, Event], None] | None = None) -> Life:
+    """A life: the first byte says whose, each further pair what happens and how."""
+    life = Life(SPECS[choices[0] % len(SPECS)], watch)
+    life.request(0)
+    for which, how in zip(choices[1::2], choices[2::2], strict=False):
+        actions = possible(life)
+        actions[which % len(actions)](how)
+    return life
+
+
+def come_to_rest(life: Life) -> State:
+    life.calm_down()
+    status, world = life.status, life.world
+    if status.wanted:
+        assert status.state in (State.READY, State.FAILED)
+    else:
+        assert status.state is State.STOPPED
+    alive = status.state is State.READY
+    assert (world.process is not None) is alive
+    assert world.member is (alive and world.spec.in_rotation)
+    assert status.timer is None
+    return status.state
+
+
+# ---------------------------------------------------------------- the properties
+
+
+@settings(max_examples=700, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.binary(min_size=41, max_size=241))
+def test_whatever_happens_the_invariants_hold_and_it_comes_to_rest(choices: bytes) -> None:
+    come_to_rest(play(choices))
+
+
+def test_thousands_of_longer_lives() -> None:
+    """Plain chance finds what a search that prefers short and simple lives does not reach."""
+    chance = random.Random(20361)
+    ends = {come_to_rest(play(chance.randbytes(401))) for _ in range(2500)}
+    assert ends == {State.READY, State.FAILED, State.STOPPED}
+
+
+def test_asked_to_stop_it_always_stops() -> None:
+    chance = random.Random(21001)
+    for _ in range(500):
+        life = play(chance.randbytes(201))
+        life.world.inbox.append(StopRequested("the end"))
+        assert come_to_rest(life) is State.STOPPED
+
+
+def test_these_lives_are_eventful() -> None:
+    """So that the properties above are about something: what can happen in a state, does."""
+    seen: set[tuple[State, type]] = set()
+    chance = random.Random(8888)
+    for _ in range(600):
+        play(chance.randbytes(401), lambda status, event: seen.add((status.state, type(event))))
+    no_process = itertools.product(DOWN, (Spawned, SpawnFailed))
+    spawned = itertools.product(UP, (Spawned, SpawnFailed))
+    impossible = {*no_process, *spawned}
+    assert set(itertools.product(State, get_args(Event))) - seen <= impossible

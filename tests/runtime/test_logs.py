@@ -24,7 +24,7 @@ DEADLINE = 60  # seconds; a test that waits longer than that for anything has fa
 MIB = 1024 * 1024
 MARK = re.compile(rb"\n=== \S+ llm-supervisor: ([^\n]*) ===\n")
 
-# Instances. None outlives its work or the end of its standard input, and so none outlives the test.
+# Instances.
 COUNT = """
 import os, sys
 name, lines, at_once = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -41,11 +41,9 @@ while line := sys.stdin.readline():
 """
 
 SUPERVISOR = """
-import asyncio, ctypes, os, subprocess, sys
+import asyncio, os, subprocess, sys
 from pathlib import Path
 from supervisor.runtime.logs import InstanceLogs
-
-ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: not even a stopped one outlives the test
 
 async def main(root, *argv):
     logs = InstanceLogs(Path(root, "run"), Path(root, "logs"))
@@ -58,6 +56,37 @@ async def main(root, *argv):
 
 asyncio.run(main(*sys.argv[1:]))
 """
+
+GUARD = """
+import os, signal, sys
+guarded = []
+while pid := sys.stdin.readline():
+    try:
+        guarded.append(os.pidfd_open(int(pid)))
+    except ProcessLookupError:
+        pass
+for process in guarded:
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+guard_stdin: IO[bytes]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _guard() -> Iterator[None]:
+    """Ends what is left of the tests, even if these are killed while a process is stopped."""
+    global guard_stdin
+    with subprocess.Popen(python(GUARD), stdin=subprocess.PIPE, start_new_session=True) as guard:
+        assert guard.stdin
+        guard_stdin = guard.stdin
+        yield
+
+
+def guarded(pid: int | None) -> None:
+    guard_stdin.write(b"%d\n" % pid if pid else b"")
+    guard_stdin.flush()
 
 
 def python(script: str, *arguments: object) -> list[str]:
@@ -81,6 +110,7 @@ async def instance_logs(root: Path, **options: object) -> AsyncIterator[Instance
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reap)
     await logs.start()
+    guarded(logs.writer_pid)
     try:
         yield logs
         assert await logs.close(DEADLINE)
@@ -106,9 +136,11 @@ def start(
 ) -> subprocess.Popen[bytes]:
     out = logs.open(name, max_bytes=max_bytes, keep=keep)
     try:
-        return subprocess.Popen(argv, stdin=stdin, stdout=out, stderr=out)
+        child = subprocess.Popen(argv, stdin=stdin, stdout=out, stderr=out)
     finally:
         os.close(out)
+    guarded(child.pid)
+    return child
 
 
 def say(logs: InstanceLogs, name: str, data: bytes, *, max_bytes: int = MIB, keep: int = 9) -> None:
@@ -478,9 +510,10 @@ class Helper:
         assert self.process.stdin
         assert self.process.stdout
         self.instance: IO[bytes] = self.process.stdin
-        writer, child = self.process.stdout.readline().split()
-        self.writer = os.pidfd_open(int(writer))
-        self.child = os.pidfd_open(int(child))
+        writer, child = map(int, self.process.stdout.readline().split())
+        for pid in (self.process.pid, writer, child):
+            guarded(pid)
+        self.writer, self.child = os.pidfd_open(writer), os.pidfd_open(child)
 
     def tell(self, line: bytes) -> None:
         self.instance.write(line)
@@ -558,6 +591,7 @@ def test_closing_does_not_wait_forever_for_a_stray_and_keeps_its_log(echoing: He
         echoing.kill()
         logs = InstanceLogs(root / "run", root / "logs")
         await logs.start()
+        guarded(logs.writer_pid)
         assert logs.writer_pid
         writer = os.pidfd_open(logs.writer_pid)
         assert await asyncio.to_thread(gone, echoing.writer)

@@ -1,0 +1,211 @@
+"""Probes ask real servers, and "failed" is not "could not be asked"."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import resource
+import socket
+
+import aiohttp
+import pytest
+from aiohttp import web
+from harness import free_ports
+
+from supervisor.core.instance import (
+    Ask,
+    InstanceSpec,
+    Probe,
+    Question,
+    RestartPolicy,
+    Role,
+    Startup,
+)
+from supervisor.core.lifecycle import Check, Outcome, Probed
+from supervisor.runtime.asking import askers
+from supervisor.runtime.probing import Prober
+from supervisor.runtime.processes import Processes
+
+SPEC = InstanceSpec(
+    name="one",
+    service="one",
+    role=Role.COMMAND,
+    kind="command",
+    argv=("true",),
+    env=(("WHO", "me"),),
+    cwd="/",
+    address=None,
+    port=None,
+    models=(),
+    gpus=(),
+    depends_on=(),
+    startup=None,
+    readiness=None,
+    liveness=None,
+    restart=RestartPolicy(),
+    stop_grace=1.0,
+    in_rotation=False,
+)
+
+
+def ask(question, timeout=5.0):
+    """The answer to one question, asked by the real thing."""
+
+    async def main():
+        processes = Processes("test", os.environ, lambda *_: None)
+        processes.start()
+        async with aiohttp.ClientSession() as session:
+            return await askers(session, processes)[question.ask](SPEC, question, timeout)
+
+    return asyncio.run(main())
+
+
+def ask_server(path, timeout=5.0):
+    """Ask a web server that answers /ok, refuses /bad, and never answers /slow."""
+
+    async def main():
+        async def bad(_):
+            return web.Response(status=503)
+
+        async def ok(_):
+            return web.Response(text="fine")
+
+        async def slow(_):
+            await asyncio.Event().wait()
+
+        app = web.Application()
+        app.router.add_get("/ok", ok)
+        app.router.add_get("/bad", bad)
+        app.router.add_get("/slow", slow)
+        runner = web.AppRunner(app, shutdown_timeout=0.01)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        processes = Processes("test", os.environ, lambda *_: None)
+        async with aiohttp.ClientSession() as session:
+            question = Question(Ask.HTTP, (f"http://127.0.0.1:{port}{path}",))
+            answer = await askers(session, processes)[Ask.HTTP](SPEC, question, timeout)
+        await runner.cleanup()
+        return answer
+
+    return asyncio.run(main())
+
+
+def test_http_passes_below_400_and_fails_above():
+    assert ask_server("/ok")[0] is Outcome.PASSED
+    outcome, detail = ask_server("/bad")
+    assert outcome is Outcome.FAILED
+    assert "HTTP 503" in detail
+
+
+def test_http_without_an_answer_fails():
+    outcome, detail = ask_server("/slow", timeout=0.05)
+    assert outcome is Outcome.FAILED
+    assert "no answer within 0.05 s" in detail
+
+
+def test_a_refused_connection_fails():
+    (port,) = free_ports(1)
+    for question in (
+        Question(Ask.TCP, (f"127.0.0.1:{port}",)),
+        Question(Ask.HTTP, (f"http://127.0.0.1:{port}/",)),
+    ):
+        assert ask(question)[0] is Outcome.FAILED
+
+
+def test_an_accepted_connection_passes():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        question = Question(Ask.TCP, (f"127.0.0.1:{server.getsockname()[1]}",))
+        assert ask(question)[0] is Outcome.PASSED
+
+
+def test_a_command_is_judged_by_its_exit_status_and_has_the_instances_environment():
+    assert ask(Question(Ask.COMMAND, ("sh", "-c", 'test "$WHO" = me')))[0] is Outcome.PASSED
+    assert ask(Question(Ask.COMMAND, ("false",)))[0] is Outcome.FAILED
+
+
+def test_a_command_that_takes_too_long_fails_and_is_killed(tmp_path):
+    script = f"echo $$ > {tmp_path}/pid; exec sleep 1000"
+    outcome, _ = ask(Question(Ask.COMMAND, ("sh", "-c", script)), timeout=0.3)
+    assert outcome is Outcome.FAILED
+
+
+def test_what_cannot_be_run_could_not_be_asked():
+    outcome, detail = ask(Question(Ask.COMMAND, ("/nonexistent",)))
+    assert outcome is Outcome.UNASKED
+    assert "/nonexistent" in detail
+
+
+def test_without_descriptors_nothing_could_be_asked():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target = f"127.0.0.1:{server.getsockname()[1]}"
+
+        async def main():
+            processes = Processes("test", os.environ, lambda *_: None)
+            async with aiohttp.ClientSession() as session:
+                asker = askers(session, processes)[Ask.TCP]
+                soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+                try:
+                    return await asker(SPEC, Question(Ask.TCP, (target,)), 5.0)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        assert asyncio.run(main())[0] is Outcome.UNASKED
+
+
+# ---------------------------------------------------------------- the prober
+
+
+@pytest.fixture
+def story():
+    """Scripted answers to questions, and the reports that come of them."""
+
+    class Story:
+        def __init__(self):
+            self.answers = {}
+            self.reports: list[Probed] = []
+
+        async def asker(self, spec, question, timeout):
+            queue = self.answers[question.target[0]]
+            return (queue.pop(0) if len(queue) > 1 else queue[0]), "said"
+
+        def run(self, spec, checks, enough):
+            async def main():
+                done = asyncio.Event()
+
+                def report(_, probed):
+                    self.reports.append(probed)
+                    if enough(self.reports):
+                        done.set()
+
+                prober = Prober({Ask.HTTP: self.asker}, report)
+                prober.start(spec, 7, checks)
+                await done.wait()
+                await prober.close()
+
+            asyncio.run(main())
+            return [report.outcome for report in self.reports]
+
+    return Story()
+
+
+def test_startup_asks_every_question_in_order_and_reports_the_last_pass(story):
+    passed, failed = Outcome.PASSED, Outcome.FAILED
+    story.answers = {"first": [failed, failed, passed], "second": [passed]}
+    questions = (Question(Ask.HTTP, ("first",)), Question(Ask.HTTP, ("second",)))
+    spec = dataclasses.replace(SPEC, startup=Startup(questions, 0.001, 1.0, 10.0))
+    outcomes = story.run(spec, (Check.STARTUP,), lambda r: r[-1].outcome is passed)
+    assert outcomes == [failed, failed, passed]
+    assert {report.run for report in story.reports} == {7}
+
+
+def test_readiness_is_asked_again_and_again(story):
+    story.answers = {"ready": [Outcome.PASSED]}
+    probe = Probe(Question(Ask.HTTP, ("ready",)), 0.001, 1.0, 3)
+    spec = dataclasses.replace(SPEC, readiness=probe)
+    outcomes = story.run(spec, (Check.READINESS, Check.LIVENESS), lambda r: len(r) >= 5)
+    assert outcomes == [Outcome.PASSED] * len(outcomes)
+    assert {report.check for report in story.reports} == {Check.READINESS}
