@@ -138,9 +138,9 @@ def _ports(cluster: Cluster) -> Iterator[Finding]:
 
 def _dependencies(cluster: Cluster, unusable: Collection[str]) -> Iterator[Finding]:
     known = {str(path[-1]): service for path, service in services(cluster)}
-    known_but_off = {*cluster.workers, *cluster.services, *_singletons(cluster)} - known.keys()
     if cluster.controller and cluster.controller.external:
         known["controller"] = Service()  # there already
+    known_but_off = {*cluster.workers, *cluster.services, *_singletons(cluster)} - known.keys()
     for path, service in services(cluster):
         for i, name in enumerate(service.depends_on):
             if name in known_but_off:
@@ -243,6 +243,10 @@ def _quantization(path: Path, worker: ModelOptions) -> Iterator[Finding]:
     if worker.cpu_offloading and not worker.load_8bit:
         text = "works only with 8-bit quantization; add load_8bit: true or remove it"
         yield (*path, "cpu_offloading"), text
+    gpus = worker.num_gpus or len(worker.gpus) // max(1, worker.replicas)
+    if worker.load_8bit and gpus > 1 and not worker.cpu_offloading:
+        text = "FastChat loads 8 bits on one GPU only, on more it silently loads 16"
+        yield (*path, "load_8bit"), f"{text}; set num_gpus: 1 or add cpu_offloading: true"
     chosen = ["load_8bit"] if worker.load_8bit else []
     methods = ("gptq", "awq", "exllama", "xft")
     chosen += [name for name in methods if getattr(worker, name, None)]

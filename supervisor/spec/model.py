@@ -28,6 +28,7 @@ from supervisor.spec.values import (
     Count,
     Duration,
     Env,
+    Host,
     Interval,
     NotBool,
     Port,
@@ -212,7 +213,7 @@ class Controller(PythonService):
 
     external: Annotated[str, AfterValidator(_address)] | None = None
     """Address of a controller that runs elsewhere, `http://host:21001`; nothing is started here."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on. The controller has no authentication: keep it on loopback."""
     port: Port = 21001
     """Port to listen on."""
@@ -231,7 +232,7 @@ def _split_keys(value: Any) -> Any:
 class ApiServer(PythonService):
     """FastChat's OpenAI-compatible API server."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on; 0.0.0.0 opens it to the network."""
     port: Port = 8000
     """Port to listen on."""
@@ -255,7 +256,7 @@ class ApiServer(PythonService):
 class WebServer(PythonService):
     """FastChat's gradio web server."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on."""
     port: Port = 7860
     """Port to listen on."""
@@ -359,7 +360,7 @@ class Worker(PythonService):
 
     replicas: Annotated[int, Field(ge=0, le=1000), NotBool] = 1
     """Running copies; each has its own port, and its own share of `gpus`."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address to listen on. Workers have no authentication: keep it on loopback."""
     port: Port | None = None
     """Port of the first replica, the others follow; left out, one is taken from `port_range`."""

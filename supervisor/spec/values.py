@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -82,6 +82,20 @@ Share = Annotated[float, Field(gt=0, le=1), NotBool]
 """More than nothing, up to all (1)."""
 Port = Annotated[int, Field(ge=1, le=65535), NotBool]
 """A TCP port."""
+
+
+def _host(value: str) -> str:
+    try:
+        good = value.encode("idna") and not set(value) & set(" /@[]")
+    except UnicodeError:  # a label that is empty or too long
+        good = False
+    if not good:
+        raise ValueError("not a host; write an IP address or a name")
+    return value
+
+
+Host = Annotated[str, AfterValidator(_host)]
+"""What an instance listens on."""
 
 
 # ---------------------------------------------------------------- texts that look like numbers

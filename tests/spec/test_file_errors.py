@@ -142,6 +142,21 @@ MISTAKES = [
         "1:39: workers.a.exllama: gptq and exllama exclude each other; choose one quantization",
     ),
     (
+        "8 bits on two GPUs",
+        "workers: {a: {model_path: x, load_8bit: true, gpus: [0, 1]}, b: {model_path: x,\n"
+        "  load_8bit: true, gpus: [0, 1], replicas: 2}}",
+        "1:41: workers.a.load_8bit: FastChat loads 8 bits on one GPU only, on more it silently "
+        "loads 16; set num_gpus: 1 or add cpu_offloading: true",
+    ),
+    (
+        "hosts that are none",
+        "workers: {a: {model_path: x, host: ''}, b: {model_path: x, host: a..b}}\n"
+        "api_server: {host: 'http://h'}",
+        "1:36: workers.a.host: not a host; write an IP address or a name",
+        "1:66: workers.b.host: not a host; write an IP address or a name",
+        "2:20: api_server.host: not a host; write an IP address or a name",
+    ),
+    (
         "xft on a GPU",
         "workers: {a: {model_path: x, xft: {}}}",
         "1:35: workers.a.xft: xFasterTransformer runs on CPUs only; set device: cpu or remove it",

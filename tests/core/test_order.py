@@ -1,0 +1,195 @@
+"""Who may start and who may stop, on a cluster such as ours and on random ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from instances import instance, worker
+
+from supervisor.core.instance import InstanceSpec
+from supervisor.core.lifecycle import RUNNING, State, Status
+from supervisor.core.order import Entry, start_order, startable, stoppable, waiting_for
+
+CONTROLLER = instance("controller")
+FIRST = worker("vicuna-0")
+SECOND = worker("vicuna-1")
+API = instance("api_server", depends_on=("controller",))
+WEBUI = instance("webui", depends_on=("api_server", "vicuna"))
+ALL = (CONTROLLER, FIRST, SECOND, API, WEBUI)
+
+
+def cluster(default: State = State.STOPPED, **states: State) -> list[Entry]:
+    """All wanted and in the state ``default``, except where told otherwise."""
+    states = {name.replace("__", "-"): state for name, state in states.items()}
+    return [(spec, Status(states.get(spec.name, default), wanted=True)) for spec in ALL]
+
+
+def unwanted(entries: list[Entry], *names: str) -> list[Entry]:
+    """The same cluster, with these (or all) not wanted."""
+    return [
+        (spec, replace(status, wanted=status.wanted and bool(names) and spec.name not in names))
+        for spec, status in entries
+    ]
+
+
+def test_first_the_controller() -> None:
+    assert list(startable(cluster())) == ["controller"]
+
+
+def test_a_controller_that_only_runs_is_not_enough() -> None:
+    assert list(startable(cluster(controller=State.STARTING))) == []
+
+
+def test_then_all_workers_and_the_api_server_at_once() -> None:
+    assert list(startable(cluster(controller=State.READY))) == [
+        "vicuna-0",
+        "vicuna-1",
+        "api_server",
+    ]
+
+
+def test_who_waits_says_for_whom() -> None:
+    entries = cluster(controller=State.READY, api_server=State.READY)
+    assert waiting_for(WEBUI, entries) == ["vicuna"]
+    assert waiting_for(API, entries) == []
+
+
+def test_a_service_is_waited_for_until_all_its_instances_are_ready() -> None:
+    entries = cluster(State.READY, webui=State.STOPPED, vicuna__1=State.STARTING)
+    assert list(startable(entries)) == []
+
+
+@pytest.mark.parametrize("how", ["failed", "stopped on purpose"])
+def test_a_replica_that_is_out_for_good_holds_nobody_up_while_another_serves(how: str) -> None:
+    entries = cluster(State.READY, webui=State.STOPPED, vicuna__1=State.FAILED)
+    if how == "stopped on purpose":
+        entries = cluster(State.READY, webui=State.STOPPED, vicuna__1=State.STOPPED)
+        entries = unwanted(entries, "vicuna-1")
+    assert list(startable(entries)) == ["webui"]
+
+
+def test_a_service_of_which_nothing_serves_is_waited_for() -> None:
+    entries = cluster(State.STOPPED, controller=State.FAILED)
+    assert list(startable(entries)) == []
+    assert waiting_for(API, entries) == ["controller"]
+
+
+def test_a_service_that_the_file_does_not_have_is_not_waited_for() -> None:
+    """A worker of a cluster whose controller is on another machine depends on nothing here."""
+    assert list(startable([(FIRST, Status(wanted=True))])) == ["vicuna-0"]
+
+
+def test_what_is_not_wanted_is_not_started() -> None:
+    assert list(startable(unwanted(cluster(controller=State.READY), "vicuna-0", "api_server"))) == [
+        "vicuna-1"
+    ]
+
+
+def test_stop_goes_in_reverse() -> None:
+    waves = []
+    states = {spec.name: State.READY for spec in ALL}
+    while any(state is State.READY for state in states.values()):
+        entries = [(spec, Status(states[spec.name])) for spec in ALL]
+        wave = list(stoppable(entries))
+        assert wave
+        waves.append(wave)
+        states |= dict.fromkeys(wave, State.STOPPED)
+    assert waves == [["webui"], ["vicuna-0", "vicuna-1", "api_server"], ["controller"]]
+
+
+def test_it_waits_for_those_that_are_still_stopping() -> None:
+    entries = unwanted(cluster(State.STOPPED, controller=State.READY, api_server=State.STOPPING))
+    assert list(stoppable(entries)) == []
+
+
+def test_to_stop_the_controller_alone_stops_the_controller_alone() -> None:
+    entries = unwanted(cluster(State.READY), "controller")
+    assert list(stoppable(entries)) == ["controller"]
+
+
+def test_a_controller_stopped_on_purpose_keeps_nobody_from_stopping() -> None:
+    entries = unwanted(cluster(State.READY, controller=State.STOPPED))
+    assert list(stoppable(entries)) == ["webui"]
+    entries = unwanted(cluster(State.READY, controller=State.STOPPED, webui=State.STOPPED))
+    assert list(stoppable(entries)) == ["vicuna-0", "vicuna-1", "api_server"]
+
+
+# ---------------------------------------------------------------- any cluster
+
+
+@st.composite
+def dags(draw: st.DrawFn) -> list[InstanceSpec]:
+    """Services that depend on earlier ones only, with one to three instances, shuffled."""
+    specs = []
+    for i in range(draw(st.integers(1, 7))):
+        earlier = [f"s{j}" for j in range(i)]
+        depends_on = tuple(draw(st.sets(st.sampled_from(earlier)))) if earlier else ()
+        for replica in range(draw(st.integers(1, 3))):
+            spec = instance(f"s{i}-{replica}", service=f"s{i}", depends_on=depends_on)
+            specs.append(spec)
+    return draw(st.permutations(specs))
+
+
+@given(dags(), st.randoms(use_true_random=False))
+def test_any_cluster_comes_up_in_order_as_parallel_as_it_can(
+    specs: list[InstanceSpec], chance: object
+) -> None:
+    states = {spec.name: State.STOPPED for spec in specs}
+    instances = {s.service: [o.name for o in specs if o.service == s.service] for s in specs}
+    while State.STOPPED in states.values() or State.STARTING in states.values():
+        entries = [(spec, Status(states[spec.name], wanted=True)) for spec in specs]
+        may_start = set(startable(entries))
+        for spec in specs:
+            is_free = all(
+                states[name] is State.READY for dep in spec.depends_on for name in instances[dep]
+            )
+            assert (spec.name in may_start) is (is_free and states[spec.name] is State.STOPPED)
+            assert bool(waiting_for(spec, entries)) is not is_free
+        states |= dict.fromkeys(may_start, State.STARTING)
+        starting = [name for name, state in states.items() if state is State.STARTING]
+        assert starting, "it is stuck"
+        states[chance.choice(starting)] = State.READY  # type: ignore[attr-defined]
+
+
+@given(dags(), st.randoms(use_true_random=False))
+def test_any_cluster_goes_down_in_reverse_whatever_state_it_is_in(
+    specs: list[InstanceSpec], chance: object
+) -> None:
+    states = {spec.name: chance.choice(list(State)) for spec in specs}  # type: ignore[attr-defined]
+    for name, state in states.items():
+        if state in (State.BACKOFF, State.FAILED):  # without a process, these stop at once
+            states[name] = State.STOPPED
+    up = RUNNING | {State.STOPPING}
+    while set(states.values()) & up:
+        told = set(stoppable([(spec, Status(states[spec.name])) for spec in specs]))
+        for spec in specs:
+            held = any(spec.service in o.depends_on and states[o.name] in up for o in specs)
+            assert (spec.name in told) is (states[spec.name] in RUNNING and not held)
+        states |= dict.fromkeys(told, State.STOPPING)
+        stopping = [name for name, state in states.items() if state is State.STOPPING]
+        assert stopping, "it is stuck"
+        states[chance.choice(stopping)] = State.STOPPED  # type: ignore[attr-defined]
+
+
+@given(dags())
+def test_the_waves_of_a_plan_hold_everybody_once_and_each_after_its_dependencies(
+    specs: list[InstanceSpec],
+) -> None:
+    waves = start_order({spec.name: spec for spec in specs})
+    assert sorted(name for wave in waves for name in wave) == sorted(spec.name for spec in specs)
+    number = {name: i for i, wave in enumerate(waves) for name in wave}
+    wave_of = {
+        spec.service: max(number[o.name] for o in specs if o.service == spec.service)
+        for spec in specs
+    }
+    for spec in specs:
+        before = [wave_of[service] for service in spec.depends_on]
+        assert number[spec.name] == max(before, default=-1) + 1, "neither too early nor too late"
+
+
+def test_a_circle_which_no_file_can_have_still_gives_a_plan() -> None:
+    one, other = instance("a", depends_on=("b",)), instance("b", depends_on=("a",))
+    assert start_order({"a": one, "b": other}) == [["a", "b"]]
