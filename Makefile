@@ -28,6 +28,7 @@ check: setup
 
 docs: setup
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/make_lifecycle.py
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -93,7 +93,7 @@ class Cluster:
         return self
 
     def up(self, *arguments: str) -> Cluster:
-        """Start it in the foreground of a process of ours; returns when it answers, or has ended."""
+        """Start it in a process of its own; returns when it answers, or has ended."""
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "up", *self.places, *arguments],

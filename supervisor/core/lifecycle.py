@@ -395,7 +395,7 @@ def _diagnosed(status: Status, event: Diagnosed, at: _Moment) -> Step:
         case State.STARTING:
             return replace(status, reason=f"{status.reason} (before: {event.cause})"), ()
         case State.READY | State.UNREADY:
-            return replace(status, hopeless=0), ()
+            return (replace(status, hopeless=0) if at.spec.startup else status), ()
         case State.STOPPED | State.STOPPING | State.BACKOFF | State.FAILED:
             return status, ()
 
@@ -521,7 +521,7 @@ def _start_after_stop(status: Status, reason: str) -> Status:
 def _proven(status: Status, at: _Moment) -> Status:
     """Ready for a stable while, it is forgiven the crashes before."""
     stable = status.state is State.READY and at.now - status.since >= at.spec.restart.stable_after
-    return replace(status, streak=0) if stable else status
+    return replace(status, streak=0, hopeless=0) if stable else status
 
 
 def _times(count: int) -> str:
@@ -560,9 +560,9 @@ def _answered(status: Status, reason: str, at: _Moment) -> Step:
 
 def _ready(status: Status, reason: str, at: _Moment) -> Step:
     ready_at = status.ready_at or at.now
-    status = _move(
-        status, State.READY, reason, at, ready_at=ready_at, misses=0, dead_misses=0, hopeless=0
-    )
+    status = _move(status, State.READY, reason, at, ready_at=ready_at, misses=0, dead_misses=0)
+    if at.spec.startup is not None:
+        status = replace(status, hopeless=0)  # it has answered; merely to run proves nothing
     return status, (StartProbes(status.run, (Check.READINESS, Check.LIVENESS)),)
 
 

@@ -374,6 +374,33 @@ def test_readiness_wipes_out_earlier_hopeless_tries() -> None:
     assert life.status.hopeless == 0, "it has started since: so it can"
 
 
+def test_without_a_startup_probe_to_run_is_no_proof_that_it_can() -> None:
+    """A command whose script is missing runs for a moment, each time, and can still never work."""
+    life = Life(instance("webui", startup=None, readiness=None, liveness=None))
+    life.start()
+    for run in (1, 2, 3):
+        life.spawned()
+        assert life.status.state is State.READY
+        life.crashes(2)
+        if run == 1:
+            life.spawned()
+        life.tell(Diagnosed(run, "can't open file '/srv/webui.py'", hopeless=True))
+        if run == 2:
+            life.wait_for_timer()
+    assert life.status.state is State.FAILED
+
+
+def test_without_a_startup_probe_a_stable_while_is_proof_that_it_can() -> None:
+    life = Life(instance("webui", startup=None, readiness=None, liveness=None))
+    life.start()
+    for run in range(1, 10):
+        life.spawned()
+        life.pass_time(3600.0)
+        assert Spawn(run + 1) in life.crashes(1)
+        life.tell(Diagnosed(run, "a plugin is missing", hopeless=True))
+    assert life.status.state is State.STARTING
+
+
 def test_a_person_can_start_what_has_failed_with_a_clean_slate() -> None:
     life = Life(worker(restart=RestartPolicy(limit=0)))
     life.start()

@@ -227,7 +227,9 @@ class Oracle:
         if after.state is not State.READY:
             self._is_ready_no_more(world)
         elif self.ready_since is None:
-            self.ready_since, self.hopeless, self.misses = world.now, 0, {}
+            self.ready_since, self.misses = world.now, {}
+            if self.spec.startup is not None:
+                self.hopeless = 0
 
     def _check_probe(
         self, event: Probed, before: Status, after: Status, effects: tuple[Effect, ...]
@@ -267,8 +269,8 @@ class Oracle:
             case SpawnFailed(_, _, hopeless):
                 self.hopeless = self.hopeless + 1 if hopeless else 0
             case Diagnosed(_, _, hopeless):
-                has_started_since = before.state in UP
-                self.hopeless = self.hopeless + 1 if hopeless and not has_started_since else 0
+                has_answered_since = before.state in UP and self.spec.startup is not None
+                self.hopeless = self.hopeless + 1 if hopeless and not has_answered_since else 0
             case Probed(_, Check.STARTUP, Outcome.PASSED):
                 self.answered = True
         if unasked:
@@ -276,7 +278,7 @@ class Oracle:
 
     def _is_ready_no_more(self, world: World) -> None:
         if self.ready_since is not None and world.now - self.ready_since >= STABLE:
-            self.crashes = 0
+            self.crashes = self.hopeless = 0
         self.ready_since = None
 
     def _check_effects(self, world: World, event: Event, effects: tuple[Effect, ...]) -> None:

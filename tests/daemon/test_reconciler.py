@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from instances import instance, worker
 
 from supervisor.core.cluster import ClusterState
@@ -161,7 +160,9 @@ class Story:
         return [entry.state for entry in self.journal.since(0) if not entry.instance]
 
     def order(self, what: str) -> list[str]:
-        return [name for did, _, name in (d.rpartition(" ") for d in self.engine.done) if did == what]
+        return [
+            name for did, _, name in (d.rpartition(" ") for d in self.engine.done) if did == what
+        ]
 
 
 @contextlib.asynccontextmanager
@@ -184,14 +185,307 @@ async def running(*specs: InstanceSpec, up: bool = True) -> AsyncIterator[Story]
             supervision.cancel()
 
 
-def test(story: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    """Run a story on a loop of its own."""
+def story(tell: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """A test that runs on an event loop of its own."""
 
     def run() -> None:
-        asyncio.run(story())
+        asyncio.run(tell())
 
-    run.__name__, run.__doc__ = story.__name__, story.__doc__
+    run.__doc__ = tell.__doc__
     return run
 
 
-test.__test__ = False  # type: ignore[attr-defined]
+# ---------------------------------------------------------------- coming up
+
+
+@story
+async def test_the_controller_first_then_workers_and_api_server_at_once() -> None:
+    async with running(up=False) as told:
+        told.engine.hold("answer controller")
+        await told.until(controller=State.STARTING)
+        assert told.order("spawn") == ["controller"], "everything else waits for it to be ready"
+        assert told.reconciler.waiting_for("vicuna-0") == ["controller"]
+        told.engine.hold("answer vicuna-0", "answer vicuna-1", "answer api_server")
+        told.engine.release("answer controller")
+        starting = State.STARTING
+        await told.until(vicuna_0=starting, vicuna_1=starting, api_server=starting)
+        assert told.order("spawn")[1:] == ["api_server", "vicuna-0", "vicuna-1"]
+        assert told.reconciler.waiting_for("webui") == ["api_server"]
+        for name in ("vicuna-0", "api_server", "vicuna-1"):
+            told.engine.release(f"answer {name}")
+        await told.ready()
+        assert told.order("spawn")[-1] == "webui"
+
+
+@story
+async def test_a_worker_is_ready_when_the_controller_has_it() -> None:
+    async with running(CONTROLLER, FIRST, up=False) as told:
+        told.engine.hold("entered vicuna-0")
+        await told.reconciler.until(lambda: "entered vicuna-0" in told.engine.kept)
+        assert told.reconciler.statuses["vicuna-0"].state is State.STARTING
+        told.engine.release("entered vicuna-0")
+        await told.ready()
+
+
+@story
+async def test_the_journal_tells_who_did_what_and_why() -> None:
+    async with running(CONTROLLER) as told:
+        await told.ready()
+        lines = [(e.instance, e.state, e.reason) for e in told.journal.since(0)]
+        pid = told.reconciler.statuses["controller"].pid
+        assert lines == [
+            ("controller", "starting", f"started as pid {pid}, not ready yet"),
+            ("controller", "ready", "it answers"),
+            ("", "ready", "the cluster is ready"),
+        ]
+
+
+# ---------------------------------------------------------------- going down
+
+
+@story
+async def test_everything_stops_in_reverse_at_once_where_it_can() -> None:
+    async with running() as told:
+        told.engine.hold(*(f"exit {spec.name}" for spec in CLUSTER))
+        told.reconciler.post(GoDown("received SIGTERM"))
+        stopping = State.STOPPING
+        await told.until(webui=stopping, vicuna_0=stopping, vicuna_1=stopping)
+        assert told.order("SIGTERM") == ["webui", "vicuna-0", "vicuna-1"]
+        told.engine.release("exit webui")
+        await told.until(api_server=stopping)
+        for name in ("vicuna-1", "api_server", "vicuna-0"):
+            assert told.reconciler.statuses["controller"].state is State.READY
+            told.engine.release(f"exit {name}")
+        await told.until(controller=State.STOPPING)
+        told.engine.release("exit controller")
+        await told.reconciler.until(lambda: told.states() == {State.STOPPED})
+        reasons = {status.reason for status in told.reconciler.statuses.values()}
+        assert reasons == {"received SIGTERM"}
+
+
+@story
+async def test_workers_leave_rotation_before_they_are_told_to_stop() -> None:
+    async with running(CONTROLLER, FIRST) as told:
+        told.reconciler.post(GoDown("received SIGTERM"))
+        await told.reconciler.until(lambda: told.states() == {State.STOPPED})
+        done = told.engine.done
+        assert done.index("leave vicuna-0") < done.index("SIGTERM vicuna-0")
+
+
+@story
+async def test_going_down_twice_skips_the_grace_and_waits_for_nobody() -> None:
+    async with running() as told:
+        told.engine.hold(*(f"exit {spec.name}" for spec in CLUSTER))
+        told.reconciler.post(GoDown("received SIGINT"))
+        await told.until(webui=State.STOPPING)
+        told.reconciler.post(GoDown("received SIGINT"))
+        await told.until(controller=State.STOPPING)
+        assert "SIGINT webui" in told.engine.done
+        assert set(told.order("SIGTERM")) == {spec.name for spec in CLUSTER}
+        told.reconciler.post(GoDown("received SIGINT"))
+        await told.reconciler.until(lambda: "SIGKILL webui" in told.engine.done)
+
+
+@story
+async def test_going_down_while_nothing_is_up_yet() -> None:
+    async with running(up=False) as told:
+        told.engine.hold("answer controller")
+        await told.until(controller=State.STARTING)
+        told.reconciler.post(GoDown("received SIGINT"))
+        await told.reconciler.until(lambda: told.states() == {State.STOPPED})
+        assert told.order("spawn") == ["controller"], "what waited is not started any more"
+
+
+@story
+async def test_a_crash_while_going_down_is_no_reason_to_start_again() -> None:
+    async with running() as told:
+        told.engine.hold("exit webui")
+        told.reconciler.post(GoDown("received SIGTERM"))
+        await told.until(webui=State.STOPPING)
+        told.engine.dies("controller")
+        await told.until(controller=State.STOPPED)
+        assert told.order("spawn").count("controller") == 1
+
+
+@story
+async def test_what_has_failed_does_not_keep_the_rest_from_ending() -> None:
+    failing = replace(FIRST, restart=RestartPolicy(policy="never"))
+    async with running(CONTROLLER, failing, up=False) as told:
+        told.engine.missing.add("vicuna-0")
+        await told.until(vicuna_0=State.FAILED)
+
+
+# ---------------------------------------------------------------- keeping it up
+
+
+@story
+async def test_a_dead_worker_is_out_of_rotation_and_started_anew_before_anything_else() -> None:
+    async with running() as told:
+        mark = len(told.engine.done)
+        told.engine.hold("answer vicuna-0")
+        told.engine.dies("vicuna-0")
+        await told.until(vicuna_0=State.STARTING)
+        assert told.engine.done[mark : mark + 5] == [
+            "exited vicuna-0",
+            "probe no more vicuna-0",
+            "leave vicuna-0",
+            "diagnose vicuna-0",
+            "spawn vicuna-0",
+        ]
+        told.engine.release("answer vicuna-0")
+        await told.ready()
+        assert told.order("spawn").count("vicuna-1") == 1
+
+
+@story
+async def test_a_dead_controller_restarts_no_worker_and_all_are_put_back() -> None:
+    async with running() as told:
+        spawned = len(told.order("spawn"))
+        told.engine.hold("answer controller")
+        told.engine.dies("controller")
+        await told.until(controller=State.STARTING)
+        assert told.engine.done[-1] != "put all back into controller", "it is not there yet"
+        told.engine.release("answer controller")
+        await told.ready()
+        assert told.order("spawn")[spawned:] == ["controller"]
+        assert told.order("put all back into") == ["controller", "controller"]
+        assert told.order("SIGTERM") == []
+
+
+@story
+async def test_a_hung_worker_is_stopped_and_started() -> None:
+    async with running(CONTROLLER, FIRST) as told:
+        told.engine.fails("vicuna-0", Check.LIVENESS, times=2)
+        await told.reconciler.until(lambda: told.order("spawn").count("vicuna-0") == 2)
+        await told.ready()
+        assert told.order("SIGTERM") == ["vicuna-0"]
+        assert told.reconciler.statuses["vicuna-0"].restarts == 1
+
+
+@story
+async def test_one_that_can_never_start_ends_in_failed_and_disturbs_nobody() -> None:
+    quick = replace(FIRST, restart=RestartPolicy(backoff=0.0))
+    async with running(CONTROLLER, quick, SECOND, API, up=False) as told:
+        told.engine.missing.add("vicuna-0")
+        ready = State.READY
+        await told.until(vicuna_0=State.FAILED, vicuna_1=ready, api_server=ready)
+        assert told.reconciler.state is ClusterState.DEGRADED
+        assert told.order("spawn").count("vicuna-0") == 3
+        others = [told.order("spawn").count(name) for name in ("vicuna-1", "api_server")]
+        assert others == [1, 1]
+        assert "there is no such program" in told.reconciler.statuses["vicuna-0"].reason
+
+
+# ---------------------------------------------------------------- requests
+
+
+@story
+async def test_stop_and_start_of_one_service_leave_the_others_alone() -> None:
+    async with running() as told:
+        told.reconciler.stop_instances(["vicuna-0"], "asked to stop")
+        await told.until(vicuna_0=State.STOPPED)
+        assert told.reconciler.state is ClusterState.READY, "it was stopped on purpose"
+        told.reconciler.start_instances(["vicuna-0"], "asked to start")
+        await told.until(vicuna_0=State.READY)
+        assert told.order("SIGTERM") == ["vicuna-0"]
+
+
+@story
+async def test_restart_of_everything_comes_up_in_order_again() -> None:
+    async with running() as told:
+        mark = len(told.order("spawn"))
+        told.reconciler.restart_instances(told.reconciler.specs, "asked to restart")
+        await told.reconciler.until(lambda: len(told.order("spawn")) == mark + len(CLUSTER))
+        await told.ready()
+        order = told.order("spawn")[mark:]
+        assert order[0] == "controller"
+        assert order[-1] == "webui"
+
+
+@story
+async def test_a_worker_stopped_and_started_with_its_controller_waits_for_it() -> None:
+    async with running() as told:
+        told.engine.hold("exit vicuna-0")
+        told.reconciler.stop_instances(["vicuna-0", "controller"], "asked to stop")
+        told.reconciler.start_instances([], "nobody")
+        await told.until(vicuna_0=State.STOPPING)
+        told.reconciler.start_instances(["vicuna-0"], "asked to start")
+        told.engine.release("exit vicuna-0")
+        await told.until(controller=State.STOPPED, vicuna_0=State.STOPPED)
+        assert told.reconciler.waiting_for("vicuna-0") == ["controller"]
+        assert told.reconciler.statuses["vicuna-0"].wanted
+
+
+@story
+async def test_what_is_said_of_an_instance_that_is_not_there_is_not_heard() -> None:
+    async with running(CONTROLLER) as told:
+        told.reconciler.post(InstanceEvent("nobody", Spawned(1, 1)))
+        told.reconciler.stop_instances(["controller"], "asked to stop")
+        await told.until(controller=State.STOPPED)
+
+
+# ---------------------------------------------------------------- the state of the whole
+
+
+@story
+async def test_the_cluster_from_starting_to_stopping() -> None:
+    async with running(CONTROLLER, FIRST, up=False) as told:
+        assert told.reconciler.state is ClusterState.STARTING
+        await told.ready()
+        told.engine.hold("answer vicuna-0")
+        told.engine.dies("vicuna-0")
+        await told.reconciler.until(lambda: told.reconciler.state is ClusterState.DEGRADED)
+        told.engine.release("answer vicuna-0")
+        await told.ready()
+    assert told.cluster_states() == ["ready", "degraded", "ready", "stopping"]
+
+
+@story
+async def test_a_worker_that_falls_silent_degrades_the_cluster_until_it_has_answered_again() -> (
+    None
+):
+    async with running(CONTROLLER, FIRST) as told:
+        told.engine.fails("vicuna-0", Check.READINESS, times=3)
+        await told.until(vicuna_0=State.UNREADY)
+        assert told.engine.done[-1] == "leave vicuna-0"
+        assert told.reconciler.state is ClusterState.DEGRADED
+        told.engine.deliver("vicuna-0", Probed(1, Check.READINESS, Outcome.PASSED, "answers"))
+        await told.ready()
+        assert told.engine.done[-3:] == ["probe vicuna-0", "enter vicuna-0", "probe vicuna-0"]
+
+
+# ---------------------------------------------------------------- until
+
+
+@story
+async def test_until_answers_only_when_all_messages_are_handled() -> None:
+    async with running(CONTROLLER, API) as told:
+        told.reconciler.stop_instances(["api_server"], "asked to stop")
+        # It is true now, but what was asked is not done.
+        await told.reconciler.until(lambda: True)
+        assert told.reconciler.statuses["api_server"].wanted is False
+
+
+@story
+async def test_any_number_may_wait() -> None:
+    async with running(up=False) as told:
+        waiting = [asyncio.create_task(told.ready()) for _ in range(10)]
+        await asyncio.gather(*waiting)
+
+
+# ---------------------------------------------------------------- defects
+
+
+@story
+async def test_an_exception_in_an_effect_does_not_end_supervision() -> None:
+    async with running() as told:
+        told.engine.broken.add("exited vicuna-0")
+        told.engine.dies("vicuna-0")
+        told.engine.dies("vicuna-1")
+        await told.reconciler.until(lambda: told.order("spawn").count("vicuna-1") == 2)
+        await told.until(vicuna_1=State.READY)
+        told.reconciler.stop_instances(["webui"], "asked to stop")
+        await told.until(webui=State.STOPPED)
+        told.engine.broken.clear()
+        told.engine.runs["vicuna-0"] = told.reconciler.statuses["vicuna-0"].run
+        told.engine.dies("vicuna-0")

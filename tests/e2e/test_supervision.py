@@ -253,7 +253,8 @@ def test_the_log_holds_every_line_between_its_marks(cluster: Cluster) -> None:
 
 
 def test_environment_and_working_directory(cluster: Cluster) -> None:
-    code = "import os; print(os.environ['WHO'], os.environ['N'], os.getcwd()); import signal; signal.pause()"
+    code = "import os, signal; print(os.environ['WHO'], os.environ['N'], os.getcwd())\n"
+    code += "signal.pause()"
     (cluster.folder / "here").mkdir()
     entry = service("one", code, env="{WHO: me}", cwd="here").replace(
         PYTHON, f"{sys.executable}, -u, -c"
