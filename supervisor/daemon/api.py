@@ -19,6 +19,7 @@ from aiohttp import web
 from pydantic.json_schema import models_json_schema
 
 from supervisor import __version__
+from supervisor.core.cluster import ClusterState
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State, Status
 from supervisor.core.plan import plan
@@ -94,6 +95,7 @@ async def get_plan(daemon: Daemon, request: web.Request) -> views.PlanView:
 async def post_start(daemon: Daemon, request: web.Request) -> views.AcceptedView:
     """Start a service or one instance that was stopped or has failed."""
     names = _named(daemon, request)
+    _refuse_if_going_down(daemon)
     daemon.reconciler.start_instances(names, "asked to start")
     return views.AcceptedView(instances=names)
 
@@ -108,6 +110,7 @@ async def post_stop(daemon: Daemon, request: web.Request) -> views.AcceptedView:
 async def post_restart(daemon: Daemon, request: web.Request) -> views.AcceptedView:
     """Stop a service or one instance and start it again."""
     names = _named(daemon, request)
+    _refuse_if_going_down(daemon)
     daemon.reconciler.restart_instances(names, "asked to restart")
     return views.AcceptedView(instances=names)
 
@@ -186,6 +189,11 @@ async def get_openapi(daemon: Daemon, request: web.Request) -> web.StreamRespons
 # ---------------------------------------------------------------- what handlers share
 
 
+def _refuse_if_going_down(daemon: Daemon) -> None:
+    if daemon.reconciler.state is ClusterState.STOPPING:
+        raise Refusal(409, "the cluster is stopping; start it again with `llm-supervisor up`")
+
+
 def _named(daemon: Daemon, request: web.Request) -> list[str]:
     return _resolve(daemon, request.match_info["name"])
 
@@ -220,8 +228,8 @@ def _instance(daemon: Daemon, name: str) -> views.InstanceView:
         gpus=list(spec.gpus),
         restarts=status.restarts,
         since=_wall(status.since) or _iso(daemon.started),
-        started_at=_wall(status.started_at),
-        ready_at=_wall(status.ready_at),
+        started_at=_wall(status.started_at) if status.pid else None,
+        ready_at=_wall(status.ready_at) if status.pid else None,
     )
 
 

@@ -49,6 +49,8 @@ class LocalEffects:
         self._controller_is_elsewhere = controller_is_elsewhere
         self._deliver = deliver
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: dict[str, int | None] = {}
+        """The pid of each instance's process that ended last."""
         self._closers: list[Callable[[], Awaitable[None]]] = []
 
     def spawn(self, spec: InstanceSpec, run: int) -> None:
@@ -74,10 +76,11 @@ class LocalEffects:
         self._http[0].controller_is_new()
 
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None:
+        self._ended[spec.name] = pid
         self._logs.mark(spec.name, f"pid {pid} {event}")
 
     def diagnose(self, spec: InstanceSpec, run: int, ended: str) -> None:
-        self._in_background(self._diagnose(spec, run, ended))
+        self._in_background(self._diagnose(spec, run, self._ended[spec.name], ended))
 
     async def close(self) -> None:
         """End all that runs in the background."""
@@ -93,23 +96,23 @@ class LocalEffects:
         self._logs.mark(spec.name, f"starting {shlex.join(spec.argv)}")
         return output
 
-    async def _diagnose(self, spec: InstanceSpec, run: int, ended: str) -> None:
+    async def _diagnose(self, spec: InstanceSpec, run: int, pid: int | None, ended: str) -> None:
         """Say why a run ended, as soon as its log holds all that it said."""
         lines: list[str] = []
         try:
             async with asyncio.timeout(_LOG_PATIENCE):
-                while not (lines := self._last_run(spec)):
+                while not (lines := self._words_of(spec, pid)):
                     await asyncio.sleep(0.02)
         except TimeoutError:
             lines = tail(self._logs.path(spec.name), _DIAGNOSED_LINES)
         found = diagnose(ended, lines)
         self._deliver(spec.name, Diagnosed(run, found.cause, found.hopeless))
 
-    def _last_run(self, spec: InstanceSpec) -> list[str]:
-        """The last lines of the run that ended last; none while its end is not in the log yet."""
+    def _words_of(self, spec: InstanceSpec, pid: int | None) -> list[str]:
+        """The last lines of a process that has ended; none while its end is not in the log yet."""
         lines = tail(self._logs.path(spec.name), _DIAGNOSED_LINES)
         marks = [i for i, line in enumerate(lines) if line.startswith("=== ")]
-        ends = [i for i in marks if " llm-supervisor: pid " in lines[i]]
+        ends = [i for i in marks if f" llm-supervisor: pid {pid} " in lines[i]]
         if not ends:
             return []
         start = max((i for i in marks if i < ends[-1]), default=-1)

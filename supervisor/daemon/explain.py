@@ -34,12 +34,18 @@ def _next(spec: InstanceSpec, status: Status, waiting_for: Sequence[str], now: f
             return "Next: it starts when what it waits for is ready."
         case State.STOPPED:
             return f"Next: nothing, until `llm-supervisor start {spec.service}`."
+        case State.STARTING if status.in_rotation:
+            return "Next: it is ready when the controller has confirmed its registration."
         case State.STARTING if spec.startup is not None:
             asks = ", ".join(question.ask for question in spec.startup.questions)
             end = f"; after {left} more it counts as failed" if left else ""
             return f"Next: it is ready when it answers ({asks}){end}."
         case State.STARTING:
             return "Next: it is ready as soon as it runs."
+        case State.READY if not status.wanted:
+            return "Next: it stops when nothing depends on it any more."
+        case State.READY if spec.restart.policy == "never":
+            return "Next: nothing; if it exits, it stays down (restart: never)."
         case State.READY:
             liveness = "" if spec.liveness is None else ", or stays silent for too long"
             return f"Next: nothing, unless it exits{liveness}; then it is restarted."

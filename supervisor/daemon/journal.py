@@ -40,7 +40,7 @@ class Journal:
         self._entries.append(entry)
         for listener in self._listeners:
             # A closed pipe or a full disk behind our own output must not disturb supervision.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 listener(entry)
         self._changed.set()
         self._changed = asyncio.Event()

@@ -7,9 +7,10 @@ asks the pure ``step`` what it means, and carries the effects out. No locks, no 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from supervisor.core.lifecycle import (
     RestartRequested,
     Signal,
     Spawn,
+    SpawnFailed,
     StartProbes,
     StartRequested,
     State,
@@ -155,6 +157,8 @@ class Reconciler:
 
     def _handle(self, message: Message) -> None:
         match message:
+            case InstanceEvent(_, StartRequested() | RestartRequested()) if self._going_down:
+                log.warning("going down: %r is not heard", message)
             case InstanceEvent(instance, event):
                 if instance in self._specs:
                     self._apply(instance, event)
@@ -181,29 +185,37 @@ class Reconciler:
         state = cluster_state(list(self._statuses.values()), going_down=self._going_down)
         if state is not self._cluster_state:
             self._cluster_state = state
-            self._journal.write("", state, f"the cluster is {state}")
+            with _surviving("the cluster", state):
+                self._journal.write("", state, f"the cluster is {state}")
 
     def _apply(self, name: str, event: Event) -> None:
         spec, before = self._specs[name], self._statuses[name]
         now = asyncio.get_running_loop().time()
         after, effects = lifecycle.step(before, event, spec, now=now, jitter=random.random())
         self._statuses[name] = after
-        if isinstance(event, Exited) and after is not before:
-            self._effects.exited(spec, before.pid, event)
         if after.state is not before.state or after.wanted != before.wanted:
             self._dirty = True
-        if _is_news(before, after):
-            self._journal.write(name, after.state, after.reason, after.pid or before.pid)
         if after.timer != before.timer:
             self._set_timer(name, after.timer)
+        if isinstance(event, Exited) and after is not before:
+            with _surviving(name, event):
+                self._effects.exited(spec, before.pid, event)
+        if _is_news(before, after):
+            with _surviving(name, event):
+                self._journal.write(name, after.state, after.reason, after.pid or before.pid)
         for effect in effects:
-            try:
+            with _surviving(name, effect, self._could_not(effect, name)):
                 self._carry_out(effect, spec, after)
-            except Exception:
-                log.exception("%s: cannot carry out %r; please report this", name, effect)
         is_new = after.state is State.READY and before.state is not State.READY
         if spec.role is Role.CONTROLLER and is_new:
-            self._effects.controller_is_new()
+            with _surviving(name, "controller_is_new"):
+                self._effects.controller_is_new()
+
+    def _could_not(self, effect: Effect, name: str) -> Callable[[Exception], None] | None:
+        """Nobody would ever hear of a process that was not even tried to be spawned."""
+        if not isinstance(effect, Spawn):
+            return None
+        return lambda error: self.deliver(name, SpawnFailed(effect.run, repr(error), False))
 
     def _carry_out(self, effect: Effect, spec: InstanceSpec, status: Status) -> None:
         match effect:
@@ -240,6 +252,19 @@ class Reconciler:
     def _tell_waiters(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+@contextlib.contextmanager
+def _surviving(
+    name: str, what: object, otherwise: Callable[[Exception], None] | None = None
+) -> Iterator[None]:
+    """One effect that fails must not undo the others, nor end the supervision of the others."""
+    try:
+        yield
+    except Exception as error:
+        log.exception("cannot carry out %r for %s; please report this", what, name)
+        if otherwise is not None:
+            otherwise(error)
 
 
 def _is_news(before: Status, after: Status) -> bool:

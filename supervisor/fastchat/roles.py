@@ -375,7 +375,12 @@ def _question(question: spec.Question) -> Question | None:
 
 def _startup(probe: spec.StartupProbe, default: tuple[Question, ...]) -> Startup | None:
     own = _question(probe)
-    questions = (own,) if own else default
+    if own is None:
+        questions = default
+    elif own.ask in (Ask.STATUS, Ask.GENERATE, Ask.EMBED):
+        questions = (own,)
+    else:  # a worker must generate all the same before it gets requests
+        questions = (own, *(question for question in default if question.ask is Ask.GENERATE))
     if not questions:
         return None
     return Startup(questions, probe.interval, probe.timeout, probe.deadline)

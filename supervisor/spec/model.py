@@ -157,7 +157,7 @@ class Probes(Model):
 class Logs(Model):
     """How the output of every instance is kept, as `<log_dir>/<instance>.log`."""
 
-    max_size: Size = 50 * 1024 * 1024
+    max_size: Annotated[Size, Field(ge=1024)] = 50 * 1024 * 1024
     """A log file that would grow past this is rotated, at the end of a line."""
     keep: Annotated[int, Field(ge=0, le=100), NotBool] = 5
     """Old files kept beside it (`.log.1` is the youngest)."""

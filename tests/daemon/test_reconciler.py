@@ -489,3 +489,50 @@ async def test_an_exception_in_an_effect_does_not_end_supervision() -> None:
         told.engine.broken.clear()
         told.engine.runs["vicuna-0"] = told.reconciler.statuses["vicuna-0"].run
         told.engine.dies("vicuna-0")
+
+
+@story
+async def test_an_exception_in_one_effect_does_not_keep_the_next_from_being_carried_out() -> None:
+    """A full disk: the exit cannot be marked in the log. It is started again all the same."""
+    async with running(CONTROLLER, FIRST) as told:
+        told.engine.broken.update({"exited vicuna-0", "leave vicuna-0", "diagnose vicuna-0"})
+        told.engine.dies("vicuna-0")
+        await told.reconciler.until(lambda: told.order("spawn").count("vicuna-0") == 2)
+        await told.ready()
+
+
+@story
+async def test_a_listener_of_the_journal_that_fails_changes_nothing() -> None:
+    """`llm-supervisor up | head`: a broken pipe must not leave a worker without its timer."""
+    async with running(CONTROLLER, FIRST, up=False) as told:
+
+        def broken_pipe(_: object) -> None:
+            raise BrokenPipeError
+
+        told.journal.listen(broken_pipe)
+        await told.ready()
+        told.engine.dies("vicuna-0")
+        await told.reconciler.until(lambda: told.order("spawn").count("vicuna-0") == 2)
+        await told.ready()
+
+
+@story
+async def test_an_exception_on_the_first_spawn_counts_as_a_spawn_that_failed() -> None:
+    async with running(CONTROLLER, FIRST, SECOND, up=False) as told:
+        told.engine.broken.add("spawn vicuna-0")
+        await told.until(vicuna_0=State.BACKOFF, vicuna_1=State.READY)
+        assert "a defect in spawn" in told.reconciler.statuses["vicuna-0"].reason
+
+
+@story
+async def test_whoever_asks_for_a_start_while_all_goes_down_is_not_heard() -> None:
+    async with running() as told:
+        told.engine.hold("exit webui", "exit vicuna-0")
+        told.reconciler.post(GoDown("received SIGTERM"))
+        await told.until(webui=State.STOPPING, vicuna_0=State.STOPPING)
+        told.reconciler.start_instances(told.reconciler.specs, "asked to start")
+        told.reconciler.restart_instances(["vicuna-0"], "asked to restart")
+        told.engine.release("exit webui")
+        told.engine.release("exit vicuna-0")
+        await told.reconciler.until(lambda: told.states() == {State.STOPPED})
+        assert len(told.order("spawn")) == len(CLUSTER)
