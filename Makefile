@@ -11,7 +11,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "llm-supervisor needs Python 3.11 or later, this is %d.%d; try: make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --editable '.[worker,dev]'
+	$(PIP) install --quiet --editable '.[worker,web,dev]'
 	@touch $@
 
 up: setup

@@ -30,7 +30,7 @@ def run_validate(arguments: argparse.Namespace) -> int:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     file = load_config(arguments)
-    if RunDir(run_dir(arguments, file.cluster)).owner() is None:
+    if RunDir(run_dir(arguments, file.cluster.run_dir)).owner() is None:
         answer = changes(plan({}, wanted := _prepared(file, arguments)), wanted).model_dump()
     else:
         answer = Client(arguments).get("/v1/plan")
@@ -50,7 +50,7 @@ def run_schema(arguments: argparse.Namespace) -> int:
 
 def _prepared(file: ClusterFile, arguments: argparse.Namespace) -> dict[str, InstanceSpec]:
     """With ports as they would be; a supervisor that runs this file holds them rightly."""
-    place = RunDir(run_dir(arguments, file.cluster))
+    place = RunDir(run_dir(arguments, file.cluster.run_dir))
     running = place.owner() is not None
     try:
         return prepare(file, place.remembered_ports(), os.environ, running=running)

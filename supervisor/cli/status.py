@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from supervisor.cli.client import Client
-from supervisor.spec.values import format_duration
+from supervisor.core.durations import format_duration
 
 _COLOURS = {
     "ready": "green",

@@ -28,8 +28,8 @@ def run_up(arguments: argparse.Namespace) -> int:
     file = load_config(arguments)
     options = Options(
         file=config_path(arguments),
-        run_dir=run_dir(arguments, file.cluster),
-        log_dir=log_dir(arguments, file.cluster),
+        run_dir=run_dir(arguments, file.cluster.run_dir),
+        log_dir=log_dir(arguments, file.cluster.log_dir),
     )
     return _detach(arguments, options) if arguments.detach else _foreground(arguments, options)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from supervisor.core.durations import format_duration
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State, Status
-from supervisor.spec.values import format_duration
 
 
 def explain(

@@ -16,7 +16,10 @@ Report = Callable[[str, Probed], None]
 _Loop = Coroutine[Any, Any, None]
 
 _SLOWEST_STARTUP = 2.0
-"""A start that takes twenty minutes is asked every two seconds in the end, not every 0.25."""
+"""Seconds between two questions to a start that takes long."""
+_SHARE_OF_START = 0.02
+"""A start is noticed late by at most this share of what it took: asking a port that nobody listens
+on yet costs a tenth of a millisecond."""
 _AFTER_WRONG_ANSWER = 5.0
 """An answer that says no costs the instance something; silence does not."""
 
@@ -63,8 +66,9 @@ class Prober:
 
     async def _startup(self, spec: InstanceSpec, run: int, startup: Startup) -> None:
         """Every question in order, each until it passes; the last pass is the one that counts."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
         for i, question in enumerate(startup.questions):
-            pause = startup.interval
             while True:
                 outcome, detail = await self._ask(spec, question, startup.timeout)
                 passed = outcome is Outcome.PASSED
@@ -73,8 +77,8 @@ class Prober:
                 self._report(spec.name, Probed(run, Check.STARTUP, outcome, detail))
                 if passed:
                     return
-                await asyncio.sleep(max(pause, _AFTER_WRONG_ANSWER) if i else pause)
-                pause = min(pause * 1.05, max(_SLOWEST_STARTUP, startup.interval))
+                pause = min(_SHARE_OF_START * (clock() - began), _SLOWEST_STARTUP)
+                await asyncio.sleep(max(_AFTER_WRONG_ANSWER if i else pause, startup.interval))
 
     async def _repeat(self, spec: InstanceSpec, run: int, check: Check, probe: Probe) -> None:
         # Spread out, so that a thousand instances are not all asked in the same millisecond.

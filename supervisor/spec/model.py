@@ -108,8 +108,8 @@ class Question(Model):
 class StartupProbe(Question):
     """Asked from the start on until it passes."""
 
-    interval: Interval = 0.25
-    """Time between two questions."""
+    interval: Interval = 0.05
+    """Least time between two questions; it grows with the time that a start takes, up to 2 s."""
     timeout: Interval = 5.0
     """An answer later than this is none."""
     deadline: Duration = 1800.0

@@ -42,20 +42,6 @@ def parse_size(value: Any) -> Any:
     return int(float(match.group(1)) * base ** _POWER[unit.removesuffix("i")])
 
 
-def format_duration(seconds: float) -> str:
-    """Seconds as people read them: ``0.2s``, ``45s``, ``3m 20s``, ``2h 5m``, ``3d 4h``."""
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    whole = round(seconds)
-    units = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-    parts = []
-    for size, unit in units:
-        count, whole = divmod(whole, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return " ".join(parts[:2])
-
-
 _DURATION_TEXT = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?\s*(ms|s|m|h|d)\s*)+$")]
 _SIZE_TEXT = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*([kKmMgGtT]i?)?[bB]?$")]
 _DURATION_FORM = BeforeValidator(

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from writer import Writer
 
+from supervisor.core.durations import format_duration
 from supervisor.spec.model import ApiServer, Cluster, ModelWorker, VllmWorker
 from supervisor.spec.paths import looks_local, resolve
-from supervisor.spec.values import format_duration, parse_duration, parse_size
+from supervisor.spec.values import parse_duration, parse_size
 
 
 def worker(cluster: Cluster, name: str = "a") -> ModelWorker:

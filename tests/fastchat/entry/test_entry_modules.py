@@ -100,3 +100,15 @@ sys.modules["transformers"] = SimpleNamespace(PreTrainedTokenizerBase=Tokenizer)
 mending.give_tokenizers_batch_encode_plus()
 assert Tokenizer().batch_encode_plus() == "own"
 """)
+
+
+def test_what_is_there_before_serving_is_spared_by_collections(with_mending):
+    with_mending("""
+import gc, uvicorn
+
+frozen = []
+uvicorn.run = lambda *args, **kwargs: frozen.append(gc.get_freeze_count())
+mending.spare_collections_what_stays()
+uvicorn.run("app", host="127.0.0.1")
+assert frozen[0] > 10_000
+""")

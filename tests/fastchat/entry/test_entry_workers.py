@@ -23,7 +23,8 @@ def say(worker, model):
 def assert_only_the_mended_one_comes_up(mended, plain):
     mended.wait_until_served("POST", "/worker_get_status")
     assert plain.exit_status() == 1
-    assert "ConnectionError" in plain.log()
+    # With transformers 5 it does not even come so far as to register.
+    assert "ConnectionError" in plain.log() or "KeyError: 'factor'" in plain.log()
 
 
 def test_model_worker_answers(worker):
