@@ -6,10 +6,11 @@ The routes are the table at the end; the OpenAPI description is made from it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ from supervisor.daemon.explain import explain
 from supervisor.daemon.journal import Entry, Journal
 from supervisor.daemon.planning import changes
 from supervisor.daemon.reconciler import GoDown, Reconciler
-from supervisor.runtime.logs import follow, tail
+from supervisor.runtime.logs import follow, last_words, tail
 from supervisor.spec.problems import SpecError
 
 _MAX_BODY = 64 * 1024
@@ -247,7 +248,7 @@ def _why(daemon: Daemon, name: str) -> views.WhyView:
     now = asyncio.get_running_loop().time()
     sentences = explain(spec, status, daemon.reconciler.waiting_for(name), now=now)
     healthy = status.state in (State.READY, State.STOPPED) and not status.restarts
-    lines = [] if healthy else tail(daemon.log_path(name), _WHY_LINES)
+    lines = [] if healthy else last_words(daemon.log_path(name), _WHY_LINES)
     return views.WhyView(name=name, sentences=sentences, log=lines)
 
 
@@ -291,13 +292,14 @@ def _number(request: web.Request, name: str, default: float, *, most: float) -> 
     return value
 
 
-async def _follow_all(daemon: Daemon, names: list[str], lines: int) -> AsyncIterator[str]:
+async def _follow_all(daemon: Daemon, names: list[str], lines: int) -> AsyncGenerator[str, None]:
     """The logs of several instances as one, each line with its instance."""
     queue: asyncio.Queue[str] = asyncio.Queue(maxsize=1000)
 
     async def pump(name: str) -> None:
-        async for line in follow(daemon.log_path(name), lines):
-            await queue.put(f"{name} | {line}")
+        async with contextlib.aclosing(follow(daemon.log_path(name), lines)) as found:
+            async for line in found:
+                await queue.put(f"{name} | {line}")
 
     pumps = [asyncio.create_task(pump(name)) for name in names]
     try:
@@ -309,12 +311,13 @@ async def _follow_all(daemon: Daemon, names: list[str], lines: int) -> AsyncIter
 
 
 async def _stream(
-    request: web.Request, lines: AsyncIterator[str], content_type: str
+    request: web.Request, lines: AsyncGenerator[str, None], content_type: str
 ) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": content_type})
     await response.prepare(request)
-    async for line in lines:
-        await response.write(f"{line}\n".encode())
+    async with contextlib.aclosing(lines):
+        async for line in lines:
+            await response.write(f"{line}\n".encode())
     return response
 
 
@@ -397,7 +400,12 @@ class Api:
         for route in ROUTES:
             self._app.router.add_route(route.method, route.path, _bind(daemon, route.handler))
         self._runner = web.AppRunner(
-            self._app, handle_signals=False, access_log=None, shutdown_timeout=0.2
+            self._app,
+            handle_signals=False,
+            # A client that follows a quiet log and goes away must not leave its handler behind.
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=0.2,
         )
 
     async def start(self, socket: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor.core.diagnosis import diagnose
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import Check, Diagnosed, EnteredRotation, Event, Exited, Stage
-from supervisor.runtime.logs import InstanceLogs, tail
+from supervisor.runtime.logs import InstanceLogs, last_words
 from supervisor.runtime.processes import Processes
 from supervisor.spec.model import Logs
 
@@ -104,13 +104,13 @@ class LocalEffects:
                 while not (lines := self._words_of(spec, pid)):
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            lines = tail(self._logs.path(spec.name), _DIAGNOSED_LINES)
+            lines = last_words(self._logs.path(spec.name), _DIAGNOSED_LINES)
         found = diagnose(ended, lines)
         self._deliver(spec.name, Diagnosed(run, found.cause, found.hopeless))
 
     def _words_of(self, spec: InstanceSpec, pid: int | None) -> list[str]:
         """The last lines of a process that has ended; none while its end is not in the log yet."""
-        lines = tail(self._logs.path(spec.name), _DIAGNOSED_LINES)
+        lines = last_words(self._logs.path(spec.name), _DIAGNOSED_LINES)
         marks = [i for i, line in enumerate(lines) if line.startswith("=== ")]
         ends = [i for i in marks if f" llm-supervisor: pid {pid} " in lines[i]]
         if not ends:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 _KEPT = 2000
@@ -49,7 +49,7 @@ class Journal:
         """Entries after ``number``, as far as they are still kept."""
         return [entry for entry in self._entries if entry.number > number]
 
-    async def follow(self, number: int) -> AsyncIterator[Entry]:
+    async def follow(self, number: int) -> AsyncGenerator[Entry, None]:
         """Entries after ``number``, and each new one as it comes."""
         while True:
             changed = self._changed

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from supervisor.core.instance import InstanceSpec
+from supervisor.daemon import claims
 from supervisor.daemon.effects import LocalEffects
 from supervisor.daemon.journal import Entry, Journal
 from supervisor.daemon.prepare import ports_of, prepare
@@ -22,6 +25,9 @@ from supervisor.runtime.logs import InstanceLogs
 from supervisor.runtime.processes import Processes
 from supervisor.runtime.rundir import RunDir, RunDirError
 from supervisor.spec.load import ClusterFile, load
+
+if TYPE_CHECKING:
+    from supervisor.daemon.api import Api
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +50,9 @@ def run(options: Options, environ: Mapping[str, str], listener: Callable[[Entry]
     run_dir = RunDir(options.run_dir)
     run_dir.claim()
     try:
+        claims.refuse_leftovers(_mark(run_dir))
         specs = prepare(file, run_dir.remembered_ports(), environ)
+        claims.claim_log_dir(options.log_dir)
         run_dir.remember_ports(ports_of(specs))
         asyncio.run(_serve(file, specs, options, run_dir, environ, listener))
     finally:
@@ -74,20 +82,20 @@ async def _serve(
         deliver=lambda *event: reconciler.deliver(*event),
     )
     reconciler = Reconciler(specs, effects, journal)
-    await _start_logs(logs, processes, specs)
-    _listen_to_signals(reconciler)
-    supervising = asyncio.create_task(reconciler.run())
-    reconciler.start_instances(specs, "the cluster starts")
-    await asyncio.sleep(0)  # the first processes are started here, before the API is imported
-
-    from supervisor.daemon.api import Api, Daemon
 
     def read_file() -> dict[str, InstanceSpec]:
         now = load(options.file, environ)
         return prepare(now, run_dir.remembered_ports(), environ, running=True)
 
-    api = Api(
-        Daemon(
+    try:
+        await _start_logs(logs, processes, specs)
+        _listen_to_signals(reconciler)
+        supervising = asyncio.create_task(reconciler.run())
+        reconciler.start_instances(specs, "the cluster starts")
+        await asyncio.sleep(0)  # the first processes are started here, before the API is imported
+        from supervisor.daemon.api import Api, Daemon
+
+        daemon = Daemon(
             reconciler=reconciler,
             journal=journal,
             file=options.file.absolute(),
@@ -97,14 +105,25 @@ async def _serve(
             log_path=logs.path,
             read_file=read_file,
         )
-    )
-    await api.start(run_dir.socket)
+        async with _listening(Api(daemon), run_dir):
+            await supervising
+    finally:
+        # Also when something went wrong halfway: nothing may run without a supervisor.
+        await effects.close()
+        await processes.close(spare=logs.writer_pid)
+        await logs.close()
+
+
+@contextlib.asynccontextmanager
+async def _listening(api: Api, run_dir: RunDir) -> AsyncIterator[None]:
     try:
-        await supervising
+        await api.start(run_dir.socket)
+    except OSError as error:
+        raise RunDirError(f"cannot open the socket {run_dir.socket}: {error.strerror}") from None
+    try:
+        yield
     finally:
         await api.close()
-        await effects.close()
-        await logs.close()
 
 
 async def _start_logs(
@@ -113,9 +132,7 @@ async def _start_logs(
     try:
         await logs.start()
     except OSError as error:
-        raise RunDirError(
-            f"cannot write logs: {error.strerror}: {error.filename}; name a folder with --log-dir"
-        ) from None
+        raise RunDirError(f"cannot start the log writer: {error}") from None
     for name in logs.names - specs.keys():
         logs.forget(name)
 

@@ -341,6 +341,20 @@ def tail(path: Path, lines: int) -> list[str]:
     return found
 
 
+def last_words(path: Path, lines: int, most_bytes: int = 64 * 1024) -> list[str]:
+    """The last `lines` lines of a log, as far as they lie in its last `most_bytes`.
+
+    Cheap whatever is in the log: a progress bar can make a single line of a hundred megabytes.
+    """
+    text = b""
+    for file in (path, path.with_name(f"{path.name}.1")):
+        with contextlib.suppress(FileNotFoundError), file.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - (most_bytes - len(text))))
+            text = stream.read(most_bytes - len(text)) + text
+    return [_decode(line) for line in text.splitlines()[-lines:]] if lines else []
+
+
 async def follow(path: Path, lines: int) -> AsyncGenerator[str, None]:
     """The last `lines` lines of the log at `path`, and from then on each line that is added.
 

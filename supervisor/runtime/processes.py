@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 Deliver = Callable[[str, Event], None]
 
+_CLOSE_ROUNDS = 500
+"""Times to look for what is left, ten milliseconds apart."""
+
 _SIGNALS = {Stage.TERM: SIGTERM, Stage.INT: SIGINT, Stage.KILL: SIGKILL}
 
 
@@ -89,14 +92,6 @@ class Processes:
         process.told = True
         self._signal_all(process, _SIGNALS[stage])
 
-    def tree_of(self, name: str) -> list[int]:
-        """The pids of an instance's processes, leader first."""
-        process = self._current.get(name)
-        if process is None:
-            return []
-        leader = [process.pid] if process.exited is None else []
-        return leader + self._members(process)
-
     def _spawn(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> None:
         try:
             descriptor = output()
@@ -119,13 +114,16 @@ class Processes:
             return _popen(
                 spec.argv,
                 cwd=spec.cwd,
-                env={**self._environ, **dict(spec.env), tree.MARK: f"{self._mark}/{spec.name}"},
+                env=self._env(spec),
                 stdin=subprocess.DEVNULL if secret is None else secret,
                 output=output,
             )
         finally:
             if secret is not None:
                 os.close(secret)
+
+    def _env(self, spec: InstanceSpec) -> dict[str, str]:
+        return {**self._environ, **dict(spec.env), tree.MARK: f"{self._mark}/{spec.name}"}
 
     # ------------------------------------------------------------ other children
 
@@ -138,11 +136,11 @@ class Processes:
 
         Raises OSError if it cannot be run, TimeoutError (and kills it) if it takes too long.
         """
-        env = {**self._environ, **dict(spec.env)}
-        pid = _popen(argv, cwd=spec.cwd, env=env, stdin=subprocess.DEVNULL, output=None)
+        pid = _popen(argv, cwd=spec.cwd, env=self._env(spec), stdin=subprocess.DEVNULL, output=None)
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def exited(status: int) -> None:
+            _kill_group(pid, SIGKILL)  # whatever it has left in the background
             if not done.done():
                 done.set_result(status)
 
@@ -153,6 +151,22 @@ class Processes:
         finally:
             if pid in self._helpers:
                 _kill_group(pid, SIGKILL)
+
+    async def close(self, *, spare: int | None) -> None:
+        """Kill all that is left below us but ``spare``, whatever it has done to hide.
+
+        We are the subreaper, so there is nothing that did not come from an instance.
+        """
+        for _ in range(_CLOSE_ROUNDS):
+            left = [pid for pid in tree.children(os.getpid()) if pid != spare]
+            if not left:
+                return
+            for pid in left:
+                log.info("killing what is left: pid %d, %s", pid, tree.name_of(pid))
+                for one in (pid, *tree.descendants(pid)):
+                    _kill(one, SIGKILL)
+            await asyncio.sleep(0.01)  # they are reaped meanwhile, and their children become ours
+        log.warning("cannot kill %s; see what holds it", ", ".join(map(str, left)))
 
     # ------------------------------------------------------------ exits
 

@@ -59,6 +59,12 @@ def mark_of(pid: int) -> str | None:
     return None
 
 
+def marked(prefix: str) -> dict[int, str]:
+    """All processes of this machine whose mark begins with ``prefix``: pid and mark."""
+    marks = {int(pid): mark_of(int(pid)) for pid in os.listdir("/proc") if pid.isdigit()}
+    return {pid: mark for pid, mark in marks.items() if mark and mark.startswith(prefix)}
+
+
 def name_of(pid: int) -> str:
     """The command of a process, for people."""
     try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
-from harness import Cluster, alive, free_ports, until
+from harness import COMMAND, ROOT, Cluster, alive, free_ports, until
 
 PYTHON = f"{sys.executable}, -S, -I, -c"
 SLEEP = "import signal; signal.pause()"
@@ -94,6 +97,83 @@ def test_nothing_is_left_behind(cluster: Cluster, how: object) -> None:
         cluster.run("down")
     assert cluster.process.wait() == 0
     assert cluster.processes() == []
+
+
+def test_what_hides_without_a_mark_is_left_behind_neither(cluster: Cluster) -> None:
+    """An empty environment and a session of its own, and what probe commands leave."""
+    hidden = "(env -i setsid sleep 1000.125 &); exec sleep 1000"
+    probe = "sleep 1000.25 & exit 0"
+    cluster.write(
+        "services:\n"
+        f"  one: {{command: [sh, -c, {json.dumps(hidden)}],"
+        f" ready: {{command: [sh, -c, {json.dumps(probe)}]}}}}\n"
+    ).up().ready()
+    assert running("sleep 1000.125")
+    assert cluster.run("down").returncode == 0
+    assert not running("sleep 1000.125")
+    assert not running("sleep 1000.25")
+
+
+def running(command: str) -> list[int]:
+    """Processes with exactly this command line."""
+    wanted = command.replace(" ", "\0").encode() + b"\0"
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes() == wanted:
+                found.append(int(entry.name))
+    return found
+
+
+def test_what_a_killed_supervisor_left_is_not_started_a_second_time(cluster: Cluster) -> None:
+    cluster.write(services(service("one", SLEEP))).up().ready()
+    left = cluster.instance("one")["pid"]
+    assert cluster.process is not None
+    cluster.process.kill()
+    cluster.process.wait()
+    done = cluster.run("up")
+    assert done.returncode == 1
+    assert f"one (pid {left})" in done.stderr
+    assert f"kill {left}" in done.stderr
+    assert alive(left)
+
+
+def test_two_clusters_do_not_share_a_log_folder(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.write(services(service("one", SLEEP))).up().ready()
+    other = Cluster(tmp_path / "other")
+    other.folder.mkdir()
+    other.log_dir = cluster.log_dir
+    done = other.write(services(service("one", SLEEP))).run("up")
+    assert done.returncode == 1
+    assert "another cluster writes its logs" in done.stderr
+
+
+def test_a_log_folder_that_cannot_be_written_is_an_error(cluster: Cluster) -> None:
+    cluster.log_dir = Path("/proc")
+    done = cluster.write(services(service("one", SLEEP))).run("up")
+    assert done.returncode == 2
+    assert "cannot write logs" in done.stderr
+
+
+def test_readers_that_went_away_hold_nothing(cluster: Cluster) -> None:
+    """`logs -f` of a quiet instance, ended with Ctrl-C."""
+    cluster.write(services(service("quiet", SLEEP))).up().ready()
+    assert cluster.process is not None
+    descriptors = Path(f"/proc/{cluster.process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for verb in (["logs", "quiet"], ["events"]):
+        reader = subprocess.Popen(
+            [*COMMAND, *verb, "-f", *cluster.places],
+            stdout=subprocess.PIPE,
+            env=cluster.environ,
+            cwd=ROOT,
+        )
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        reader.kill()
+        reader.wait()
+        reader.stdout.close()
+    until(lambda: len(list(descriptors.iterdir())) <= before, "their descriptors are closed")
 
 
 def test_a_crash_takes_its_family_along(cluster: Cluster) -> None:

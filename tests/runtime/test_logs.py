@@ -18,7 +18,7 @@ from typing import IO
 import pytest
 
 from supervisor.runtime import logwriter
-from supervisor.runtime.logs import InstanceLogs, follow, tail
+from supervisor.runtime.logs import InstanceLogs, follow, last_words, tail
 
 DEADLINE = 60  # seconds; a test that waits longer than that for anything has failed
 MIB = 1024 * 1024
@@ -781,3 +781,18 @@ def test_follow_finds_its_way_when_files_are_deleted_or_emptied(tmp_path: Path) 
         raise AssertionError
 
     assert asyncio.run(story()) == ["1", "2, anew", "3"]
+
+
+def test_last_words_cost_little_whatever_is_in_the_log(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_bytes(b"first\n" + b"\r#" * 10_000_000 + b"\nlast\n")
+    *cut, last = last_words(log, 5)
+    assert last == "last"
+    assert sum(map(len, cut)) <= 64 * 1024
+
+
+def test_last_words_go_on_in_the_file_before(tmp_path):
+    (tmp_path / "x.log.1").write_text("one\ntwo\n")
+    (tmp_path / "x.log").write_text("three\n")
+    assert last_words(tmp_path / "x.log", 2) == ["two", "three"]
+    assert last_words(tmp_path / "none.log", 2) == []
