@@ -1,20 +1,27 @@
 """The run directory: one supervisor at a time, its control socket, what it remembers.
 
-Mode 0700 and owned by us, checked at every start: whoever may open the socket may stop models.
+Owned by us and written by nobody else, checked at every start: who can put a socket there speaks
+for the supervisor. Who may open the socket may stop models, so that is 0600 (``daemon/api.py``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _SOCKET_PATH_MAX = 107
 """Bytes of a Unix socket's path, without the final NUL (sun_path in unix(7))."""
+
+_TMP = Path("/tmp")
+_FLOCK = "hhqqi4x"
+"""struct flock on 64-bit Linux: type, whence, start, length, pid (0 for F_OFD_*)."""
 
 
 class RunDirError(Exception):
@@ -31,18 +38,25 @@ class AlreadyRunning(RunDirError):
         )
 
 
-def default_run_dir(config: Path, environ: Mapping[str, str]) -> Path:
-    """One per user and cluster file, in the place meant for such things."""
+def default_run_dirs(config: Path, environ: Mapping[str, str]) -> list[Path]:
+    """One per user and cluster file; the place to start in, then where it may run already.
+
+    A login shell has XDG_RUNTIME_DIR, a cron job of the same user has not.
+    """
     folder, base = os.path.split(os.path.abspath(config))
     # Its folder by whatever way, but a link to a file stays a name of its own.
     absolute = os.path.join(os.path.realpath(folder), base)
     digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:8]
     name = f"{Path(absolute).stem[:24]}-{digest}"
+    bases = [Path("/run/llm-supervisor") if os.geteuid() == 0 else _in_tmp()]
     if runtime := environ.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "llm-supervisor" / name
-    if os.geteuid() == 0:
-        return Path("/run/llm-supervisor") / name
-    return Path(f"/tmp/llm-supervisor-{os.geteuid()}") / name
+        bases.insert(0, Path(runtime) / "llm-supervisor")
+    bases.append(Path(f"/run/user/{os.geteuid()}/llm-supervisor"))
+    return [base / name for base in dict.fromkeys(bases)]
+
+
+def _in_tmp() -> Path:
+    return _TMP / f"llm-supervisor-{os.geteuid()}"
 
 
 class RunDir:
@@ -56,46 +70,66 @@ class RunDir:
     def socket(self) -> Path:
         return self.path / "control.sock"
 
-    def claim(self) -> None:
-        """Create it, check who owns it, and lock it for as long as we live. Raises RunDirError."""
-        self._create()
+    def check_length(self) -> None:
+        """Raises RunDirError if no socket can be there."""
         if len(os.fsencode(self.socket)) > _SOCKET_PATH_MAX:
             raise RunDirError(
                 f"the path {self.socket} is too long for a socket "
                 f"({_SOCKET_PATH_MAX} bytes at most); give a shorter --run-dir"
             )
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(lock, 100, 0).decode(errors="replace").strip()
-            os.close(lock)
-            raise AlreadyRunning(self.path, owner or "just starting") from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
-        self._lock = lock
-        self.socket.unlink(missing_ok=True)  # of a supervisor that was killed
+
+    def claim(self) -> None:
+        """Create it, check who owns it, and lock it for as long as we live. Raises RunDirError.
+
+        The lock belongs to the open file, not to the process (``F_OFD_SETLK``, fcntl(2)): a second
+        claim in one process is refused too, and closing another descriptor does not lose it.
+        """
+        self.check_length()
+        self._create()
+        with self._explained("use"):
+            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.fcntl(lock, fcntl.F_OFD_SETLK, _write_lock())
+            except (BlockingIOError, PermissionError):  # POSIX leaves the choice
+                owner = os.pread(lock, 100, 0).decode(errors="replace").strip()
+                os.close(lock)
+                raise AlreadyRunning(self.path, owner or "just starting") from None
+            self._lock = lock
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
+            self.socket.unlink(missing_ok=True)  # of a supervisor that was killed
 
     def release(self) -> None:
         """Remove the socket and let others in."""
-        self.socket.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.socket.unlink()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def owner(self) -> str | None:
-        """Who runs here (``pid 123``), None if nobody."""
+        """Who runs here (``pid 123``), None if nobody. Only looks: it takes no lock itself."""
         try:
-            lock = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            lock = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return None
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+            answer = fcntl.fcntl(lock, fcntl.F_OFD_GETLK, _write_lock())
+            if struct.unpack(_FLOCK, answer)[0] == fcntl.F_UNLCK:
+                return None
             return os.pread(lock, 100, 0).decode(errors="replace").strip() or "just starting"
+        except OSError:
+            return None
         finally:
             os.close(lock)
-        return None
+
+    def is_ours(self) -> bool:
+        """Whether a supervisor that we find there may be trusted to be our own."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return False
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
     # ------------------------------------------------------------ ports, which outlive a run
 
@@ -108,27 +142,52 @@ class RunDir:
             return {}
 
     def remember_ports(self, ports: Mapping[str, int]) -> None:
-        """Written whole or not at all."""
+        """Written whole or not at all. Raises RunDirError."""
         new = self.path / "ports.json.new"
-        new.write_text(json.dumps(dict(ports), indent=1), "utf-8")
-        os.replace(new, self.path / "ports.json")
+        with self._explained("write in"):
+            new.write_text(json.dumps(dict(ports), indent=1), "utf-8")
+            os.replace(new, self.path / "ports.json")
 
     def _create(self) -> None:
+        parent = self.path.parent
+        with self._explained("create"):
+            parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if parent == _in_tmp():  # anybody may have made it before us
+                _check(parent)
+            with contextlib.suppress(FileExistsError):
+                self.path.mkdir(mode=0o700)
+            _check(self.path)
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """An OSError as a RunDirError."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.path.mkdir(mode=0o700, exist_ok=True)
-            found = os.lstat(self.path)
+            yield
         except OSError as error:
+            place = f" ({error.filename})" if error.filename not in (None, str(self.path)) else ""
             raise RunDirError(
-                f"cannot create the run directory {self.path}: {error.strerror}; "
+                f"cannot {what} the run directory {self.path}: {error.strerror}{place}; "
                 "name another one with --run-dir"
             ) from None
-        if not stat.S_ISDIR(found.st_mode):
-            raise RunDirError(f"{self.path} is no directory; name another one with --run-dir")
-        if found.st_uid != os.geteuid():
-            raise RunDirError(
-                f"the run directory {self.path} belongs to user {found.st_uid}, not to you; "
-                "name another one with --run-dir"
-            )
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            os.chmod(self.path, 0o700)
+
+
+def _check(path: Path) -> None:
+    """It is a directory of ours that nobody else can write in."""
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise RunDirError(f"{path} is no directory; name another one with --run-dir")
+    if found.st_uid != os.geteuid():
+        raise RunDirError(
+            f"the run directory {path} belongs to user {found.st_uid}, not to you; "
+            "name another one with --run-dir"
+        )
+    if found.st_mode & 0o022:
+        raise RunDirError(
+            f"others may write in the run directory {path} (mode {stat.S_IMODE(found.st_mode):o}) "
+            f"and so take over the supervisor; `chmod go-w {path}`, or name another one "
+            "with --run-dir"
+        )
+
+
+def _write_lock() -> bytes:
+    return struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
