@@ -9,8 +9,8 @@ import shlex
 from typing import Any
 
 from supervisor.cli.client import Client
-from supervisor.cli.failure import Failure
-from supervisor.cli.locations import USAGE, load_config, run_dir
+from supervisor.cli.failure import DONE, USAGE, Failure
+from supervisor.cli.locations import load_config, run_dir
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.plan import plan
 from supervisor.daemon.planning import changes
@@ -25,7 +25,7 @@ def run_validate(arguments: argparse.Namespace) -> int:
     specs = _prepared(file, arguments)
     services = len({spec.service for spec in specs.values()})
     print(f"{file.path} is valid: {services} services, {len(specs)} instances")
-    return 0
+    return DONE
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
@@ -38,14 +38,14 @@ def run_plan(arguments: argparse.Namespace) -> int:
         print(json.dumps(answer, ensure_ascii=False, indent=2))
     else:
         _print_plan(answer["changes"])
-    return 0
+    return DONE
 
 
 def run_schema(arguments: argparse.Namespace) -> int:
     from supervisor.spec.schema import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
-    return 0
+    return DONE
 
 
 def _prepared(file: ClusterFile, arguments: argparse.Namespace) -> dict[str, InstanceSpec]:

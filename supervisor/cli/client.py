@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import socket
@@ -12,12 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from supervisor.cli.failure import Failure
+from supervisor.cli.failure import FAILED, NOT_RUNNING, USAGE, Failure
 from supervisor.cli.locations import client_run_dir, config_path
-from supervisor.runtime.rundir import RunDir
+from supervisor.runtime.rundir import RunDir, RunDirError
 
-_NOT_RUNNING = 3
-_FAILED = 1
 _PATIENCE = 3.0
 """Seconds to wait for a supervisor that has just been started, or is just starting."""
 _ANSWER = 30.0
@@ -36,11 +35,16 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class Client:
-    """Raises Failure: status 3 when no supervisor runs, 1 when it refuses."""
+    """Raises Failure: status 3 when no supervisor runs, 2 for what is not there or not valid,
+    1 when it refuses otherwise."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._run_dir = RunDir(client_run_dir(arguments))
         self._config = config_path(arguments)
+        try:
+            self._run_dir.check_length()
+        except RunDirError as error:
+            raise Failure(str(error), USAGE) from None
 
     def await_supervisor(self) -> None:
         """Give a supervisor that was started a moment ago time to listen. Never raises."""
@@ -76,23 +80,36 @@ class Client:
         if not self._run_dir.socket.exists() and self._run_dir.owner():
             self.await_supervisor()
         connection = _UnixConnection(self._run_dir.socket, None if endless else _ANSWER + wait)
-        target = f"{quote(path)}?{urlencode(query, doseq=True)}" if query else quote(path)
+        target = quote(path, errors="replace")
+        if query:
+            target += "?" + urlencode(query, doseq=True, errors="replace")
         try:
-            connection.request(method, target)
-            response = connection.getresponse()
+            with contextlib.ExitStack() as unless_answered:
+                unless_answered.callback(connection.close)
+                connection.request(method, target, headers={"Connection": "close"})
+                response = connection.getresponse()
+                unless_answered.pop_all()
         except (FileNotFoundError, ConnectionRefusedError):
             text = f"no supervisor is running for {self._config}; start it with `llm-supervisor up`"
-            raise Failure(text, _NOT_RUNNING) from None
+            raise Failure(text, NOT_RUNNING) from None
         except PermissionError:
             text = f"you may not open {self._run_dir.socket}; run this as the user who started it"
-            raise Failure(text, _FAILED) from None
+            raise Failure(text, FAILED) from None
+        except NotADirectoryError:
+            text = f"{self._run_dir.path} is no directory; name another one with --run-dir"
+            raise Failure(text, USAGE) from None
         except TimeoutError:
-            text = "the supervisor does not answer; its own log says more (logs/supervisor.log)"
-            raise Failure(text, _FAILED) from None
+            text = (
+                f"the supervisor ({self._run_dir.owner() or 'gone by now'}) has not answered for "
+                f"{_ANSWER:g} s; it may be suspended, or this machine too busy"
+            )
+            raise Failure(text, FAILED) from None
         except (ConnectionError, http.client.HTTPException):
-            raise Failure("the supervisor has just ended", _NOT_RUNNING) from None
+            raise Failure("the supervisor has just ended", NOT_RUNNING) from None
+        if response.status == 422:  # the problems of a file, each with its place
+            raise Failure(_why(response), USAGE, prefix=False)
         if response.status != 200:
-            raise Failure(_why(response), _FAILED if response.status != 404 else 2)
+            raise Failure(_why(response), FAILED if response.status != 404 else USAGE)
         return response
 
 

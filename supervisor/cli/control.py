@@ -10,30 +10,29 @@ from collections.abc import Iterable
 from typing import Any
 
 from supervisor.cli.client import Client
-from supervisor.cli.failure import Failure
+from supervisor.cli.failure import DONE, FAILED, Failure
 from supervisor.cli.wait import wait_until_ready
 
-_DONE, _FAILED = 0, 1
 _PAUSE = 0.1
 
 
 def run_start(arguments: argparse.Namespace) -> int:
     client = Client(arguments)
     names = _ask(client, arguments.names, "start")
-    return _DONE if arguments.no_wait else wait_until_ready(client, names, arguments.timeout)
+    return DONE if arguments.no_wait else wait_until_ready(client, names, arguments.timeout)
 
 
 def run_restart(arguments: argparse.Namespace) -> int:
     client = Client(arguments)
     names = _ask(client, arguments.names, "restart")
-    return _DONE if arguments.no_wait else wait_until_ready(client, names, arguments.timeout)
+    return DONE if arguments.no_wait else wait_until_ready(client, names, arguments.timeout)
 
 
 def run_stop(arguments: argparse.Namespace) -> int:
     client = Client(arguments)
     names = set(_ask(client, arguments.names, "stop"))
     if arguments.no_wait:
-        return _DONE
+        return DONE
 
     def stopped() -> bool:
         found = _instances(client)
@@ -44,14 +43,17 @@ def run_stop(arguments: argparse.Namespace) -> int:
 
 def run_down(arguments: argparse.Namespace) -> int:
     client = Client(arguments)
-    supervisor = os.pidfd_open(client.get("/v1/status")["cluster"]["pid"])
+    try:
+        supervisor = os.pidfd_open(client.get("/v1/status")["cluster"]["pid"])
+    except ProcessLookupError:
+        return DONE  # it has ended since it answered
     client.post("/v1/down")
     if arguments.no_wait:
-        return _DONE
+        return DONE
     ended, _, _ = select.select([supervisor], [], [], arguments.timeout)
     if not ended:
-        raise Failure(f"the cluster is still stopping after {arguments.timeout:g} s", _FAILED)
-    return _DONE
+        raise Failure(f"the cluster is still stopping after {arguments.timeout:g} s", FAILED)
+    return DONE
 
 
 def _ask(client: Client, names: Iterable[str], verb: str) -> list[str]:
@@ -73,6 +75,6 @@ def _poll(done: Any, timeout: float | None, otherwise: str) -> int:
     end = None if timeout is None else time.monotonic() + timeout
     while not done():
         if end is not None and time.monotonic() >= end:
-            raise Failure(f"{otherwise} after {timeout:g} s; see `llm-supervisor why`", _FAILED)
+            raise Failure(f"{otherwise} after {timeout:g} s; see `llm-supervisor why`", FAILED)
         time.sleep(_PAUSE)
-    return _DONE
+    return DONE

@@ -9,13 +9,14 @@ from datetime import datetime
 from typing import Any
 
 from supervisor.cli.client import Client
+from supervisor.cli.failure import DONE
 
 
 def run_events(arguments: argparse.Namespace) -> int:
     for event in _events(Client(arguments), follow=arguments.follow):
         text = json.dumps(event, ensure_ascii=False) if arguments.json else _line(event)
         print(text, flush=arguments.follow)
-    return 0
+    return DONE
 
 
 def _events(client: Client, *, follow: bool) -> Iterator[dict[str, Any]]:

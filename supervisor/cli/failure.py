@@ -1,6 +1,9 @@
-"""How a verb ends when it cannot do what it was asked."""
+"""How a verb ends, and what it raises when it cannot do what it was asked."""
 
 from __future__ import annotations
+
+DONE, FAILED, USAGE, NOT_RUNNING = 0, 1, 2, 3
+"""Exit statuses: done; it failed; wrong usage or invalid file; no supervisor is running."""
 
 
 class Failure(Exception):

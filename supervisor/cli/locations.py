@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from supervisor.cli.failure import Failure
-from supervisor.runtime.rundir import default_run_dir
+from supervisor.cli.failure import USAGE, Failure
+from supervisor.runtime.rundir import RunDir, default_run_dirs
 from supervisor.spec.paths import resolve
 
 if TYPE_CHECKING:
     from supervisor.spec.load import ClusterFile
 
-USAGE = 2
+_RUN_DIR_LINE = re.compile(r"""^(["']?)run_dir\1[ \t]*:.*$""", re.MULTILINE)
 
 
 def config_path(arguments: argparse.Namespace) -> Path:
@@ -37,9 +38,18 @@ def load_config(arguments: argparse.Namespace) -> ClusterFile:
 
 
 def run_dir(arguments: argparse.Namespace, in_file: str | None) -> Path:
-    """``in_file`` is the file's own ``run_dir``."""
-    chosen = _chosen(arguments, in_file, "run_dir")
-    return chosen or default_run_dir(config_path(arguments), os.environ)
+    """``in_file`` is the file's own ``run_dir``.
+
+    If nobody has chosen: the one in which a supervisor of this file runs already, else the first.
+    """
+    if chosen := _chosen(arguments, in_file, "run_dir"):
+        return chosen
+    first, *others = default_run_dirs(config_path(arguments), os.environ)
+    if RunDir(first).owner() is None:
+        for other in map(RunDir, others):
+            if other.is_ours() and other.owner() is not None:
+                return other.path
+    return first
 
 
 def log_dir(arguments: argparse.Namespace, in_file: str | None) -> Path:
@@ -66,8 +76,12 @@ def _run_dir_in_file(path: Path) -> str | None:
     from supervisor.spec.document import parse
 
     try:
-        values = parse(path.read_text("utf-8-sig"), str(path), os.environ).values
-    except (OSError, UnicodeDecodeError):
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError:
         return None
+    values = parse(text, str(path), os.environ).values
+    if not isinstance(values, dict):  # not YAML: that line alone may be
+        line = _RUN_DIR_LINE.search(text)
+        values = parse(line.group(), str(path), os.environ).values if line else None
     chosen = values.get("run_dir") if isinstance(values, dict) else None
     return chosen if isinstance(chosen, str) else None

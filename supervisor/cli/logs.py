@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from supervisor.cli.client import Client
+from supervisor.cli.failure import DONE
 
 
 def run_logs(arguments: argparse.Namespace) -> int:
@@ -13,4 +14,4 @@ def run_logs(arguments: argparse.Namespace) -> int:
         query["follow"] = 1
     for line in Client(arguments).lines(f"/v1/services/{arguments.name}/logs", **query):
         print(line, flush=arguments.follow)
-    return 0
+    return DONE

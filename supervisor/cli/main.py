@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -11,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor import __version__
+from supervisor.cli.failure import FAILED, USAGE, Failure
 
-DONE, FAILED, USAGE, NOT_RUNNING = 0, 1, 2, 3
-"""Exit statuses: done; it failed; wrong usage or invalid file; no supervisor is running."""
+_LONGEST = 1e9
+"""Seconds, some 30 years: what the kernel's own timeouts can hold."""
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -22,12 +25,23 @@ def option(*names: str, **details: Any) -> Option:
     return names, details
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= _LONGEST:  # nor NaN
+        what = f"must be a number of seconds, at most {_LONGEST:g}, not {text!r}"
+        raise argparse.ArgumentTypeError(what)
+    return value
+
+
 _SERVICES = option("services", nargs="*", metavar="SERVICE", help="services or instances")
 _NAME = option("name", metavar="NAME", help="a service or an instance")
 _NAMES = option("names", metavar="NAME", nargs="+", help="services or instances")
 _JSON = option("--json", action="store_true", help="machine-readable output")
 _TIMEOUT = option(
-    "--timeout", type=float, default=None, metavar="S", help="give up after S seconds"
+    "--timeout", type=_seconds, default=None, metavar="S", help="give up after S seconds"
 )
 _NO_WAIT = option("--no-wait", action="store_true", help="do not wait until it is done")
 _FOLLOW = option("-f", "--follow", action="store_true", help="go on with what comes")
@@ -35,7 +49,7 @@ _FOLLOW = option("-f", "--follow", action="store_true", help="go on with what co
 
 @dataclass(frozen=True)
 class Verb:
-    """``module`` has a function ``run(arguments) -> exit status``."""
+    """``supervisor.cli.<module>`` has a function ``run_<name>(arguments) -> exit status``."""
 
     name: str
     module: str
@@ -89,23 +103,75 @@ VERBS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; its exit status."""
-    arguments = _parser().parse_args(argv)
-    verb = next(verb for verb in VERBS if verb.name == arguments.verb)
-    module = importlib.import_module(f"supervisor.cli.{verb.module}")
-    from supervisor.cli.failure import Failure
-
+    """Run one verb; its exit status. Whatever happens outside of us becomes a sentence."""
+    _mend_streams()
     try:
-        return int(getattr(module, f"run_{verb.name}")(arguments))
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
     except Failure as failure:
-        print(f"llm-supervisor: {failure}" if failure.prefix else failure, file=sys.stderr)
+        _say(f"llm-supervisor: {failure}" if failure.prefix else str(failure))
         return failure.status
-    except BrokenPipeError:
-        # The reader has seen enough (`| head`); Python must not complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has seen enough (`| head`)
+        return FAILED
+    except OSError as error:
+        _say(f"llm-supervisor: {_explain(error)}")
         return FAILED
     except KeyboardInterrupt:
         return 130
+    finally:
+        _let_go_of_output()
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as ended:  # help, version, wrong usage
+        return ended.code if isinstance(ended.code, int) else USAGE
+    verb = next(verb for verb in VERBS if verb.name == arguments.verb)
+    module = importlib.import_module(f"supervisor.cli.{verb.module}")
+    return int(getattr(module, f"run_{verb.name}")(arguments))
+
+
+def _mend_streams() -> None:
+    """Open those that were closed (`>&-`): the next file opened would become our output. And rather
+    escape what they cannot show than fail."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - it stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go_of_output() -> None:
+    """Python must not complain when it flushes, at exit, what could not be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
+
+
+def _explain(error: OSError) -> str:
+    what = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{what}: {error.filename}"
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the current folder has been removed; go to another one"
+    return what
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,22 +6,22 @@ import argparse
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from supervisor.cli.client import Client
-from supervisor.cli.failure import Failure
-from supervisor.cli.locations import USAGE, config_path, load_config, log_dir, run_dir
+from supervisor.cli.failure import DONE, FAILED, USAGE, Failure
+from supervisor.cli.locations import config_path, load_config, log_dir, run_dir
 from supervisor.cli.progress import reporter
 from supervisor.daemon.journal import Entry
 from supervisor.daemon.main import Options, run
 from supervisor.runtime.rundir import AlreadyRunning, RunDir, RunDirError
 from supervisor.spec.problems import SpecError
-
-_FAILED = 1
 
 
 def run_up(arguments: argparse.Namespace) -> int:
@@ -45,10 +45,14 @@ def _foreground(arguments: argparse.Namespace, options: Options) -> int:
     except SpecError as error:
         raise Failure(str(error), USAGE, prefix=False) from None
     except AlreadyRunning as error:
-        raise Failure(str(error), _FAILED) from None
+        raise Failure(str(error), FAILED) from None
     except RunDirError as error:
         raise Failure(str(error), USAGE) from None
-    return 0
+    finally:
+        # All is stopped, and asyncio has let go of the signals: one now must not look like a crash.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    return DONE
 
 
 def _print_json(entry: Entry) -> None:
@@ -77,6 +81,7 @@ def _set_up_logging(*, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stdout if as_json else sys.stderr)
     plain = logging.Formatter("%(asctime)s  %(levelname)s %(message)s", "%H:%M:%S")
     handler.setFormatter(_JsonLines() if as_json else plain)
+    logging.raiseExceptions = False  # a full disk behind our output is no reason for a traceback
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
@@ -87,50 +92,83 @@ def _detach(arguments: argparse.Namespace, options: Options) -> int:
     place = RunDir(options.run_dir)
     owner = place.owner()
     if owner:
-        raise Failure(str(AlreadyRunning(place.path, owner)), _FAILED)
-    options.log_dir.mkdir(parents=True, exist_ok=True)
+        raise Failure(str(AlreadyRunning(place.path, owner)), FAILED)
     own_log = options.log_dir / "supervisor.log"
-    start = own_log.stat().st_size if own_log.exists() else 0
-    process = _spawn(arguments, options, own_log)
+    try:
+        options.log_dir.mkdir(parents=True, exist_ok=True)
+        output = own_log.open("ab")
+    except OSError as error:
+        text = f"cannot write logs: {error.strerror}: {error.filename}"
+        raise Failure(f"{text}; name a folder with --log-dir", USAGE) from None
+    with output:
+        start = output.tell()
+        process = _spawn(arguments, options, output)
     arguments.run_dir = str(options.run_dir)
     end = None if arguments.timeout is None else time.monotonic() + arguments.timeout
-    if not _answers(arguments, process, end):
-        sys.stderr.write(own_log.read_text("utf-8", errors="replace")[start:])
-        return process.returncode or _FAILED
-    from supervisor.cli.wait import wait_until_ready
+    try:
+        return _await_ready(arguments, process, own_log, start, end)
+    finally:
+        process.returncode = process.returncode or 0  # it goes on without us; Popen must not mind
 
-    left = None if end is None else max(0.0, end - time.monotonic())
-    status = wait_until_ready(Client(arguments), (), left)
-    if status == 0:
-        print(f"the cluster is ready (supervisor pid {process.pid}, its log is {own_log})")
-    process.returncode = status  # it goes on without us; Popen must not mind
-    return status
+
+def _await_ready(
+    arguments: argparse.Namespace,
+    process: subprocess.Popen[bytes],
+    own_log: Path,
+    start: int,
+    end: float | None,
+) -> int:
+    """``start`` is where the supervisor's own words begin in its log."""
+    ready = False
+    if _answers(arguments, process, end):
+        from supervisor.cli.wait import wait_until_ready
+
+        left = None if end is None else max(0.0, end - time.monotonic())
+        ready = wait_until_ready(Client(arguments), (), left) == DONE
+    elif process.poll() is not None:
+        words = own_log.read_bytes()[start:].decode(errors="replace")
+        sys.stderr.write(words)
+        return process.returncode if process.returncode > 0 else FAILED
+    if not ready:
+        over = end is not None and time.monotonic() >= end
+        raise Failure(
+            f"not ready{f' after {arguments.timeout:g} s' if over else ''}; the supervisor "
+            f"(pid {process.pid}) goes on: see `llm-supervisor status`, "
+            "or stop it with `llm-supervisor down`",
+            FAILED,
+        )
+    print(f"the cluster is ready (supervisor pid {process.pid}, its log is {own_log})")
+    return DONE
 
 
 def _spawn(
-    arguments: argparse.Namespace, options: Options, own_log: Path
+    arguments: argparse.Namespace, options: Options, output: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "supervisor", "up", "--config", str(options.file)]
     command += ["--run-dir", str(options.run_dir), "--log-dir", str(options.log_dir)]
     command += ["--log-format", arguments.log_format]
-    with own_log.open("ab") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
 
 
 def _answers(
     arguments: argparse.Namespace, process: subprocess.Popen[bytes], end: float | None
 ) -> bool:
-    """Wait until the supervisor answers; False if it has ended, or time is up."""
+    """Wait until this supervisor answers; False if it has ended, or time is up.
+
+    Another one that was started at the same moment may answer in its place: that is not ours, which
+    is about to end and to say so.
+    """
     while process.poll() is None and (end is None or time.monotonic() < end):
         try:
-            Client(arguments).get("/v1/status")
-            return True
+            if Client(arguments).get("/v1/status")["cluster"]["pid"] == process.pid:
+                return True
         except Failure:
-            time.sleep(0.05)
+            pass
+        time.sleep(0.05)
     return False

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 
 from supervisor.cli.client import Client
+from supervisor.cli.failure import DONE, FAILED
 
-_DONE, _FAILED = 0, 1
 _SLICE = 20.0
 """Seconds of one request; a wait of an hour is many of them, so that a dead peer is noticed."""
 
@@ -28,14 +28,10 @@ def wait_until_ready(client: Client, services: Sequence[str], timeout: float | N
         query = {"service": list(services)} if services else {}
         answer = client.get("/v1/wait", wait=left, timeout=left, **query)
         if answer["ready"]:
-            return _DONE
+            return DONE
         unready = answer["not_ready"]
         over = end is not None and time.monotonic() >= end
-        if over or any(one["state"] in ("failed", "stopped") and _is_final(one) for one in unready):
+        if over or answer["hopeless"]:
             for one in unready:
                 print(f"{one['name']} is {one['state']}: {one['reason']}", file=sys.stderr)
-            return _FAILED
-
-
-def _is_final(instance: dict[str, str]) -> bool:
-    return instance["state"] == "failed" or instance["desired"] == "stopped"
+            return FAILED

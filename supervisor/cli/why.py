@@ -6,13 +6,14 @@ import argparse
 import json
 
 from supervisor.cli.client import Client
+from supervisor.cli.failure import DONE
 
 
 def run_why(arguments: argparse.Namespace) -> int:
     answer = Client(arguments).get(f"/v1/services/{arguments.name}/why")
     if arguments.json:
         print(json.dumps(answer, ensure_ascii=False, indent=2))
-        return 0
+        return DONE
     for i, instance in enumerate(answer["instances"]):
         if i:
             print()
@@ -20,4 +21,4 @@ def run_why(arguments: argparse.Namespace) -> int:
         if instance["log"]:
             print("Its log ends:")
             print("\n".join(f"  {line}" for line in instance["log"]))
-    return 0
+    return DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from supervisor.core.lifecycle import State, Status
+from supervisor.core.lifecycle import State, Status, on_probation
 
 
 class ClusterState(StrEnum):
@@ -19,10 +19,16 @@ _BROKEN = frozenset({State.FAILED, State.BACKOFF, State.UNREADY, State.STOPPING}
 
 
 def cluster_state(statuses: Sequence[Status], *, going_down: bool) -> ClusterState:
-    """What a person would say of it. Instances stopped on purpose do not count against it."""
+    """What a person would say of it. Instances stopped on purpose do not count against it.
+
+    If all are stopped on purpose it is ready: all that is wanted of it is there. A word of its own
+    would say no more than the instances do, and every reader of the four would have to learn it.
+    """
     if going_down:
         return ClusterState.STOPPING
     wanted = [status for status in statuses if status.wanted]
+    if any(on_probation(status) for status in wanted):
+        return ClusterState.DEGRADED  # or it would be ready in each round of a crash loop
     if all(status.state is State.READY for status in wanted):
         return ClusterState.READY
     not_ready = [status for status in wanted if status.state is not State.READY]

@@ -19,7 +19,6 @@ class Role(StrEnum):
 class Ask(StrEnum):
     """The kinds of question a probe can ask; who can ask it is decided where effects are wired."""
 
-    NOTHING = "nothing"
     HTTP = "http"
     TCP = "tcp"
     COMMAND = "command"

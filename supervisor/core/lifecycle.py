@@ -17,6 +17,8 @@ from supervisor.core.restart import HOPELESS_TRIES, Finished, GiveUp, RestartAft
 
 INTERRUPT_GRACE = 5.0
 """Seconds between SIGINT and SIGKILL. A worker cuts its streams on SIGINT."""
+HURRIED_GRACE = 1.0
+"""The same, for somebody who has asked twice."""
 KILL_GRACE = 10.0
 """Seconds between two SIGKILLs: a process that survives one is stuck in the kernel."""
 
@@ -104,6 +106,14 @@ class Status:
     """Why the last process ended, or could not be started."""
 
 
+def on_probation(status: Status) -> bool:
+    """Ready only because it runs, after a crash: nothing says that it will not crash again at once.
+
+    A startup probe would have said so; without one, it takes a stable while, and a timer ends that.
+    """
+    return status.state is State.READY and status.timer is not None
+
+
 # ---------------------------------------------------------------- events: what happened
 
 
@@ -134,7 +144,7 @@ class DependentsStopped:
 
 @dataclass(frozen=True, slots=True)
 class Hurried:
-    """Somebody asks a second time: skip the grace."""
+    """Somebody asks a second time: skip the grace. A third time: kill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,9 +341,11 @@ def _dependents_stopped(status: Status, event: DependentsStopped, at: _Moment) -
 def _hurried(status: Status, event: Hurried, at: _Moment) -> Step:
     match status.state:
         case State.STOPPING:
-            return _escalate(status, at)
+            return _escalate(status, at, HURRIED_GRACE)
         case State.STARTING | State.READY | State.UNREADY if not status.wanted:
-            return _begin_stop(status, status.stop_reason, at)
+            begun, effects = _begin_stop(status, status.stop_reason, at)
+            after, more = _escalate(begun, at, HURRIED_GRACE)
+            return after, effects + more
         case State.STARTING | State.READY | State.UNREADY:
             return status, ()
         case State.STOPPED | State.BACKOFF | State.FAILED:
@@ -357,8 +369,9 @@ def _spawned(status: Status, event: Spawned, at: _Moment) -> Step:
 
 def _spawn_failed(status: Status, event: SpawnFailed, at: _Moment) -> Step:
     hopeless = status.hopeless + 1 if event.hopeless else 0
-    status = replace(status, last_exit=event.cause, hopeless=hopeless)
-    return _ended(status, f"cannot be started: {event.cause}", succeeded=False, at=at)
+    what = f"could not be started: {event.cause}"
+    status = replace(status, last_exit=what, hopeless=hopeless)
+    return _ended(status, what, succeeded=False, at=at)
 
 
 def _exited(status: Status, event: Exited, at: _Moment) -> Step:
@@ -474,7 +487,9 @@ def _timer_fired(status: Status, event: TimerFired, at: _Moment) -> Step:
             return _spawn(status, "restarting", at, restart=True)
         case State.STOPPING:
             return _escalate(status, at)
-        case State.STOPPED | State.READY | State.UNREADY | State.FAILED:
+        case State.READY:
+            return _forgiven(status), ()
+        case State.STOPPED | State.UNREADY | State.FAILED:
             return status, ()
 
 
@@ -521,7 +536,11 @@ def _start_after_stop(status: Status, reason: str) -> Status:
 def _proven(status: Status, at: _Moment) -> Status:
     """Ready for a stable while, it is forgiven the crashes before."""
     stable = status.state is State.READY and at.now - status.since >= at.spec.restart.stable_after
-    return replace(status, streak=0, hopeless=0) if stable else status
+    return _forgiven(status) if stable else status
+
+
+def _forgiven(status: Status) -> Status:
+    return replace(status, streak=0, hopeless=0, timer=None)
 
 
 def _times(count: int) -> str:
@@ -563,6 +582,8 @@ def _ready(status: Status, reason: str, at: _Moment) -> Step:
     status = _move(status, State.READY, reason, at, ready_at=ready_at, misses=0, dead_misses=0)
     if at.spec.startup is not None:
         status = replace(status, hopeless=0)  # it has answered; merely to run proves nothing
+    elif status.streak:
+        status = _with_timer(status, at.spec.restart.stable_after, at)  # see `on_probation`
     return status, (StartProbes(status.run, (Check.READINESS, Check.LIVENESS)),)
 
 
@@ -587,7 +608,7 @@ def _begin_stop(
     return _with_timer(status, at.spec.stop_grace, at), effects
 
 
-def _escalate(status: Status, at: _Moment) -> Step:
+def _escalate(status: Status, at: _Moment, interrupt_grace: float = INTERRUPT_GRACE) -> Step:
     stage = Stage.INT if status.stage is Stage.TERM else Stage.KILL
     stuck = status.stage is Stage.KILL
     text = f"pid {status.pid} is still there after {status.stage}; sending {stage}"
@@ -596,7 +617,7 @@ def _escalate(status: Status, at: _Moment) -> Step:
     elif stuck:
         text = f"pid {status.pid} survives SIGKILL: it is stuck in the kernel, or being debugged"
     status = replace(status, stage=stage, reason=text)
-    grace = INTERRUPT_GRACE if stage is Stage.INT else KILL_GRACE
+    grace = interrupt_grace if stage is Stage.INT else KILL_GRACE
     effects = (Signal(stage),) if status.pid is not None else ()
     return _with_timer(status, grace, at), effects
 

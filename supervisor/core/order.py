@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import RUNNING, State, Status
@@ -36,6 +36,47 @@ def waiting_for(spec: InstanceSpec, entries: Sequence[Entry]) -> list[str]:
     return [name for name in spec.depends_on if name in unready]
 
 
+def blocked(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Instances that wait in vain, each with those that it waits for, at however many removes, and
+    that do not come unless a person starts them: they have failed, or were stopped on purpose.
+    """
+    unready = _unready(entries)
+    services: dict[str, list[Entry]] = {}
+    for entry in entries:
+        services.setdefault(entry[0].service, []).append(entry)
+    known: dict[str, list[str]] = {}
+
+    def behind(service: str) -> list[str]:
+        """Who keeps a service from becoming ready; nobody if it may yet."""
+        if service not in known:
+            known[service] = []  # the answer for a circle, which no file can have
+            if service in unready:
+                known[service] = among(services[service])
+        return known[service]
+
+    def among(instances: Sequence[Entry]) -> list[str]:
+        coming = [entry for entry in instances if not _given_up(entry[1])]
+        if not coming:
+            return [spec.name for spec, _ in instances]
+        return _unique(name for entry in coming for name in before(*entry))
+
+    def before(spec: InstanceSpec, status: Status) -> list[str]:
+        if not status.wanted or status.state is not State.STOPPED:
+            return []  # it is under way, and a restart of its own waits for nobody
+        return _unique(name for service in spec.depends_on for name in behind(service))
+
+    found = {spec.name: before(spec, status) for spec, status in entries}
+    return {name: names for name, names in found.items() if names}
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _given_up(status: Status) -> bool:
+    return not status.wanted or status.state is State.FAILED
+
+
 def _unready(entries: Sequence[Entry]) -> set[str]:
     """Services to wait for: none of their instances is ready, or one is still on its way.
 
@@ -45,8 +86,8 @@ def _unready(entries: Sequence[Entry]) -> set[str]:
     ready = {spec.service for spec, status in entries if status.state is State.READY}
     unready = set()
     for spec, status in entries:
-        given_up = not status.wanted or status.state is State.FAILED
-        if status.state is not State.READY and not (given_up and spec.service in ready):
+        spared = _given_up(status) and spec.service in ready
+        if status.state is not State.READY and not spared:
             unready.add(spec.service)
     return unready
 

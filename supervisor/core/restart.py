@@ -51,9 +51,14 @@ def decide(
             return Finished("it finished, and its restart policy leaves it so")
         return GiveUp(f"its restart policy is {policy.policy}")
     if hopeless >= HOPELESS_TRIES:
-        return GiveUp(f"no restart can mend this ({hopeless} tries); mend the cause, then start it")
+        return GiveUp(
+            f"given up after {hopeless} tries: no restart can help; set that right, then start it"
+        )
     if policy.limit is not None and streak >= policy.limit:
-        return GiveUp(f"{streak} restarts in a row are its limit; mend the cause, then start it")
+        return GiveUp(
+            f"its limit of {policy.limit} restart{'' if policy.limit == 1 else 's'} in a row is "
+            "reached; mend the cause, then start it"
+        )
     if streak == 0:
         return RestartAfter(0.0, "restarting at once")
     # 2.0 ** 64 seconds is beyond any cap; the bound only keeps the power finite.

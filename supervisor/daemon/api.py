@@ -132,24 +132,23 @@ async def get_wait(daemon: Daemon, request: web.Request) -> views.WaitView:
     timeout = _number(request, "timeout", 600.0, most=86400.0)
     statuses = daemon.reconciler.statuses
 
-    def over() -> bool:
-        now = [statuses[name] for name in names]
-        if not asked:
-            now = [status for status in now if status.wanted]
-        hopeless = any(_is_final(status) for status in now)
-        return hopeless or all(status.state is State.READY for status in now)
+    def unready() -> list[str]:
+        return [
+            name
+            for name in names
+            if statuses[name].state is not State.READY and (asked or statuses[name].wanted)
+        ]
 
-    try:
+    def hopeless() -> bool:
+        return any(
+            _is_final(statuses[name]) or daemon.reconciler.blocked_by(name) for name in unready()
+        )
+
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
-            await daemon.reconciler.until(over)
-    except TimeoutError:
-        pass
-    unready = [
-        _instance(daemon, name)
-        for name in names
-        if statuses[name].state is not State.READY and (asked or statuses[name].wanted)
-    ]
-    return views.WaitView(ready=not unready, not_ready=unready)
+            await daemon.reconciler.until(lambda: not unready() or hopeless())
+    found = [_instance(daemon, name) for name in unready()]
+    return views.WaitView(ready=not found, hopeless=hopeless(), not_ready=found)
 
 
 async def get_events(daemon: Daemon, request: web.Request) -> views.EventsView | web.StreamResponse:
@@ -237,6 +236,8 @@ def _instance(daemon: Daemon, name: str) -> views.InstanceView:
 def _reason(daemon: Daemon, name: str, status: Status) -> str:
     if status.state is State.STOPPED and status.wanted:
         waits = daemon.reconciler.waiting_for(name)
+        if blocked := daemon.reconciler.blocked_by(name):
+            return f"waiting for {', '.join(blocked)}, which does not come by itself"
         return f"waiting for {', '.join(waits)}" if waits else status.reason
     if status.state is State.STARTING and status.detail:
         return f"{status.reason} ({status.detail})"

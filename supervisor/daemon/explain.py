@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from supervisor.core.durations import format_duration
 from supervisor.core.instance import InstanceSpec
@@ -10,28 +10,62 @@ from supervisor.core.lifecycle import State, Status
 
 
 def explain(
-    spec: InstanceSpec, status: Status, waiting_for: Sequence[str], *, now: float
+    spec: InstanceSpec,
+    status: Status,
+    waiting_for: Sequence[str],
+    blocked_by: Mapping[str, State] | None = None,
+    *,
+    now: float,
 ) -> list[str]:
-    """What state, since when, because of what, and what happens next."""
-    since = format_duration(max(0.0, now - status.since)) if status.since else "the beginning"
+    """What state, since when, because of what, and what happens next.
+
+    ``waiting_for`` names the services that it depends on and that are not ready; ``blocked_by``
+    the instances among and behind them that do not come by themselves, with their states.
+    """
+    waits = status.state is State.STOPPED and status.wanted
+    blocked_by = blocked_by or {}
+    since = _duration(now - status.since) if status.since else "the beginning"
     sentences = [f"{spec.name} is {status.state}, for {since}: {status.reason}."]
-    if status.state is State.STOPPED and status.wanted and waiting_for:
-        sentences.append(f"It waits for {', '.join(waiting_for)} to be ready.")
+    if waits and blocked_by:
+        sentences.append(_blockade(waiting_for, blocked_by))
     if status.state in (State.STARTING, State.READY, State.UNREADY) and status.detail:
         sentences.append(f"Last answer to a probe: {status.detail}.")
     if status.restarts:
         times = "once" if status.restarts == 1 else f"{status.restarts} times"
         cause = f"; its last process {status.last_exit}" if status.last_exit else ""
         sentences.append(f"It was restarted {times}{cause}.")
-    sentences.append(_next(spec, status, waiting_for, now))
+    if waits:
+        sentences.append(_next_start(waiting_for, blocked_by))
+    else:
+        sentences.append(_next(spec, status, now))
     return sentences
 
 
-def _next(spec: InstanceSpec, status: Status, waiting_for: Sequence[str], now: float) -> str:
-    left = format_duration(max(0.0, status.timer.at - now)) if status.timer else ""
+def _blockade(waiting_for: Sequence[str], blocked_by: Mapping[str, State]) -> str:
+    direct = list(waiting_for) == list(blocked_by)
+    chain = "" if direct else f"{_listed(waiting_for)}, and so for "
+    culprits = [
+        f"{name}, which {'has failed' if state is State.FAILED else 'is stopped on purpose'}"
+        for name, state in blocked_by.items()
+    ]
+    return f"It waits for {chain}{', and for '.join(culprits)}."
+
+
+def _next_start(waiting_for: Sequence[str], blocked_by: Mapping[str, State]) -> str:
+    if blocked_by:
+        cause = "mend the cause, then " if State.FAILED in blocked_by.values() else ""
+        start = f"`llm-supervisor start {' '.join(blocked_by)}`"
+        return f"Next: nothing; {cause}{start}, and it starts as well."
+    if waiting_for:
+        verb = "is" if len(waiting_for) == 1 else "are"
+        return f"Next: it starts when {_listed(waiting_for)} {verb} ready."
+    return "Next: it starts."
+
+
+def _next(spec: InstanceSpec, status: Status, now: float) -> str:
+    left = _duration(status.timer.at - now) if status.timer else ""
+    silent = "" if spec.liveness is None else ", or stays silent for too long"
     match status.state:
-        case State.STOPPED if status.wanted:
-            return "Next: it starts when what it waits for is ready."
         case State.STOPPED:
             return f"Next: nothing, until `llm-supervisor start {spec.service}`."
         case State.STARTING if status.in_rotation:
@@ -46,17 +80,33 @@ def _next(spec: InstanceSpec, status: Status, waiting_for: Sequence[str], now: f
             return "Next: it stops when nothing depends on it any more."
         case State.READY if spec.restart.policy == "never":
             return "Next: nothing; if it exits, it stays down (restart: never)."
+        case State.READY if spec.restart.policy == "on_failure":
+            return (
+                f"Next: nothing, unless it fails{silent}; then it is restarted. "
+                "If it exits with 0, it stays down (restart: on_failure)."
+            )
+        case State.READY if left:
+            return f"Next: if it still runs in {left}, its crashes before are forgiven."
         case State.READY:
-            liveness = "" if spec.liveness is None else ", or stays silent for too long"
-            return f"Next: nothing, unless it exits{liveness}; then it is restarted."
-        case State.UNREADY:
+            return f"Next: nothing, unless it exits{silent}; then it is restarted."
+        case State.UNREADY if spec.in_rotation:
             return "Next: it gets requests again as soon as it answers."
+        case State.UNREADY:
+            return "Next: it is ready again as soon as it answers."
         case State.STOPPING:
             return f"Next: a sterner signal in {left}." if left else "Next: it ends."
         case State.BACKOFF:
             return f"Next: it is started again in {left}."
         case State.FAILED:
             return (
-                "Next: nothing; mend the cause, then "
-                f"`llm-supervisor start {spec.service}` (its log tells more)."
+                f"Next: nothing, until `llm-supervisor start {spec.service}`; its log tells more."
             )
+
+
+def _duration(seconds: float) -> str:
+    return "a moment" if seconds < 0.05 else format_duration(seconds)
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

@@ -39,7 +39,7 @@ from supervisor.core.lifecycle import (
     StopRequested,
     TimerFired,
 )
-from supervisor.core.order import startable, stoppable, waiting_for
+from supervisor.core.order import blocked, startable, stoppable, waiting_for
 from supervisor.daemon.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class InstanceEvent:
 
 @dataclass(frozen=True, slots=True)
 class GoDown:
-    """Stop everything, then end. A second one skips the grace."""
+    """Stop everything, then end. A second one skips the grace, a third one kills."""
 
     reason: str
 
@@ -92,6 +92,8 @@ class Reconciler:
         self._dirty = True
         self._going_down = False
         self._cluster_state = ClusterState.STARTING
+        self._blocked: dict[str, list[str]] | None = None
+        """Asked of every instance after every change by those who wait; None: work it out anew."""
         self._changed = asyncio.Event()
 
     # ------------------------------------------------------------ what others may see and ask
@@ -110,7 +112,14 @@ class Reconciler:
         return self._cluster_state
 
     def waiting_for(self, name: str) -> list[str]:
+        """Services that it depends on and that are not ready."""
         return waiting_for(self._specs[name], self._entries())
+
+    def blocked_by(self, name: str) -> list[str]:
+        """Instances that it waits for, and that do not come unless a person starts them."""
+        if self._blocked is None:
+            self._blocked = blocked(self._entries())
+        return self._blocked.get(name, [])
 
     def post(self, message: Message) -> None:
         """Put a message into the inbox; to be called from the event loop's thread."""
@@ -194,6 +203,9 @@ class Reconciler:
         after, effects = lifecycle.step(before, event, spec, now=now, jitter=random.random())
         self._statuses[name] = after
         if after.state is not before.state or after.wanted != before.wanted:
+            self._dirty = True
+            self._blocked = None
+        if lifecycle.on_probation(after) is not lifecycle.on_probation(before):
             self._dirty = True
         if after.timer != before.timer:
             self._set_timer(name, after.timer)

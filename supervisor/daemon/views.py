@@ -127,6 +127,8 @@ class WaitView(View):
     """The answer to a wait: whether all are ready, and which are not."""
 
     ready: bool
+    hopeless: bool
+    """Something has failed, or was stopped, so that waiting on is of no use."""
     not_ready: list[InstanceView]
 
 

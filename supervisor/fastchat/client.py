@@ -19,7 +19,7 @@ Absent = aiohttp.ClientConnectorError
 
 
 class Refused(Exception):
-    """It answered, and the answer was no; the text says why in one line."""
+    """It answered, and the answer was no, or nonsense; the text says why in one line."""
 
 
 class Client:
@@ -100,7 +100,10 @@ class Client:
         async with self._session.post(url, json=body, timeout=limit) as response:
             if response.status != 200:
                 raise Refused(f"HTTP {response.status} {response.reason}")
-            answer = await response.json(content_type=None)
+            try:
+                answer = await response.json(content_type=None)
+            except ValueError:
+                raise Refused("answered no JSON") from None
         return answer if isinstance(answer, dict) else {}
 
 

@@ -65,7 +65,10 @@ class Rotation:
                 self._unsettle(worker)
 
     async def report_queue(self, name: str, queue_length: int) -> None:
-        """Pass on a worker's queue length; FastChat's own heartbeat does it every 45 s only."""
+        """Pass on a worker's queue length; FastChat's own heartbeat does it every 45 s only.
+
+        Never raises: what is wrong with the controller is no answer of the worker's.
+        """
         worker = self._workers.get(name)
         if worker is None or worker.spec is None or not worker.settled:
             return
@@ -76,6 +79,9 @@ class Rotation:
             )
         except (*Fault, Refused):
             return  # the controller's own probes see to it
+        except Exception:
+            log.exception("cannot tell the queue of %s; please report this", worker.address)
+            return
         if not known and worker.spec is not None:
             self._unsettle(worker)
 
@@ -91,27 +97,36 @@ class Rotation:
             worker.task = asyncio.create_task(self._settle(worker))
 
     async def _settle(self, worker: _Worker) -> None:
+        said = ""
         while not worker.settled:
-            spec = worker.spec
             try:
-                await self._tell(worker, spec)
+                await self._try(worker)
+                continue
             except Absent:
                 if worker.spec is None:
                     return  # a controller that is not there gives nobody requests
-                await asyncio.sleep(_RETRY)
-                continue
             except Fault:
-                await asyncio.sleep(_RETRY)
-                continue
+                pass
             except Refused as refused:
-                log.warning("the controller refuses %s: %s", worker.address, refused)
-                await asyncio.sleep(_RETRY)
-                continue
-            if worker.spec is spec:
-                worker.settled = True
-                if worker.entered is not None:
-                    worker.entered()
-                    worker.entered = None
+                if said != str(refused):  # once, not five times a second
+                    log.warning("the controller refuses %s: %s", worker.address, refused)
+                said = str(refused)
+            except Exception as error:
+                # A task that ends for a defect would leave the worker where it is for ever.
+                worker.settled = False
+                if said != repr(error):
+                    log.exception("cannot settle %s; please report this", worker.address)
+                said = repr(error)
+            await asyncio.sleep(_RETRY)
+
+    async def _try(self, worker: _Worker) -> None:
+        spec = worker.spec
+        await self._tell(worker, spec)
+        if worker.spec is spec:
+            worker.settled = True
+            if worker.entered is not None:
+                worker.entered()
+                worker.entered = None
 
     async def _tell(self, worker: _Worker, spec: InstanceSpec | None) -> None:
         if spec is not None:

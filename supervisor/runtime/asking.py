@@ -1,26 +1,17 @@
-"""The questions anybody can be asked: http, tcp, command.
-
-"Failed" is an answer, or its absence. When we could not even ask (no descriptors left, no such
-program), that is no evidence against the instance, and the outcome is ``UNASKED``.
-"""
+"""The questions anybody can be asked: http, tcp, command."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-from collections.abc import Awaitable, Callable
 
 import aiohttp
 
 from supervisor.core.instance import Ask, InstanceSpec, Question
 from supervisor.core.lifecycle import Outcome
+from supervisor.core.probing import Answer, Asker, guarded
 from supervisor.runtime.processes import Processes
 
-Answer = tuple[Outcome, str]
-Asker = Callable[[InstanceSpec, Question, float], Awaitable[Answer]]
-
-_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
-"""Errors of our own side of a connection."""
+_FAULTS = (aiohttp.ClientError, OSError, ValueError)
 
 
 def askers(session: aiohttp.ClientSession, processes: Processes) -> dict[Ask, Asker]:
@@ -49,19 +40,5 @@ def askers(session: aiohttp.ClientSession, processes: Processes) -> dict[Ask, As
         outcome = Outcome.PASSED if code == 0 else Outcome.FAILED
         return outcome, f"{question.target[0]} exited with {code}"
 
-    return {Ask.HTTP: _guarded(http), Ask.TCP: _guarded(tcp), Ask.COMMAND: _guarded(command)}
-
-
-def _guarded(ask: Asker) -> Asker:
-    async def asked(instance: InstanceSpec, question: Question, timeout: float) -> Answer:
-        try:
-            return await ask(instance, question, timeout)
-        except TimeoutError:
-            return Outcome.FAILED, f"no answer within {timeout:g} s"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            cause = getattr(error, "os_error", None) or error
-            ours = getattr(cause, "errno", None) in _OURS
-            text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-            return (Outcome.UNASKED if ours else Outcome.FAILED), text
-
-    return asked
+    asking: dict[Ask, Asker] = {Ask.HTTP: http, Ask.TCP: tcp, Ask.COMMAND: command}
+    return {ask: guarded(asker, _FAULTS) for ask, asker in asking.items()}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from supervisor.core.instance import Ask, InstanceSpec, Probe, Question, Startup
 from supervisor.core.lifecycle import Check, Outcome, Probed
+from supervisor.core.probing import Answer, Asker
 
-Answer = tuple[Outcome, str]
-Asker = Callable[[InstanceSpec, Question, float], Awaitable[Answer]]
+log = logging.getLogger(__name__)
+
 Report = Callable[[str, Probed], None]
 _Loop = Coroutine[Any, Any, None]
 
@@ -31,6 +33,8 @@ class Prober:
         self._askers = askers
         self._report = report
         self._tasks: dict[tuple[str, Check], asyncio.Task[None]] = {}
+        self._defective: set[tuple[str, Check]] = set()
+        """What could not be asked the last time, for a reason that nobody has thought of."""
 
     def start(self, spec: InstanceSpec, run: int, checks: tuple[Check, ...]) -> None:
         """Begin ``checks`` for this run; one that is under way already is begun anew."""
@@ -70,7 +74,7 @@ class Prober:
         began = clock()
         for i, question in enumerate(startup.questions):
             while True:
-                outcome, detail = await self._ask(spec, question, startup.timeout)
+                outcome, detail = await self._ask(spec, Check.STARTUP, question, startup.timeout)
                 passed = outcome is Outcome.PASSED
                 if passed and i + 1 < len(startup.questions):
                     break
@@ -84,12 +88,23 @@ class Prober:
         # Spread out, so that a thousand instances are not all asked in the same millisecond.
         await asyncio.sleep(probe.interval * random.uniform(0.5, 1.0))
         while True:
-            outcome, detail = await self._ask(spec, probe.question, probe.timeout)
+            outcome, detail = await self._ask(spec, check, probe.question, probe.timeout)
             self._report(spec.name, Probed(run, check, outcome, detail))
             await asyncio.sleep(probe.interval)
 
-    async def _ask(self, spec: InstanceSpec, question: Question, timeout: float) -> Answer:
+    async def _ask(
+        self, spec: InstanceSpec, check: Check, question: Question, timeout: float
+    ) -> Answer:
+        """Never raises: a check that ends for a defect would never be made again."""
         asker = self._askers.get(question.ask)
         if asker is None:
             return Outcome.UNASKED, f"nobody here can ask {question}"
-        return await asker(spec, question, timeout)
+        try:
+            answer = await asker(spec, question, timeout)
+        except Exception as error:
+            if (spec.name, check) not in self._defective:
+                self._defective.add((spec.name, check))
+                log.exception("cannot ask %s of %s; please report this", question, spec.name)
+            return Outcome.UNASKED, f"{question.ask} {Outcome.UNASKED}: {error!r}"
+        self._defective.discard((spec.name, check))
+        return answer

@@ -95,9 +95,13 @@ class RunDir:
                 os.close(lock)
                 raise AlreadyRunning(self.path, owner or "just starting") from None
             self._lock = lock
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
-            self.socket.unlink(missing_ok=True)  # of a supervisor that was killed
+            try:
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
+                self.socket.unlink(missing_ok=True)  # of a supervisor that was killed
+            except OSError:
+                self.release()
+                raise
 
     def release(self) -> None:
         """Remove the socket and let others in."""

@@ -98,6 +98,7 @@ def _is_here(host: str) -> bool:
 
 def _names(cluster: Cluster) -> Iterator[Finding]:
     taken: dict[str, str] = dict.fromkeys(SINGLETONS, "the cluster's own service of that name")
+    taken["supervisor"] = "the supervisor itself, for its log"
     for service, worker in cluster.workers.items():
         for i in range(worker.replicas):
             taken[f"{service}-{i}"] = f"replica {i} of workers.{service}"

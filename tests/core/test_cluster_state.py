@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from supervisor.core.cluster import ClusterState, cluster_state
-from supervisor.core.lifecycle import State, Status
+from supervisor.core.lifecycle import State, Status, Timer
 
 
 def state_of(*states: State, restarts: int = 0, going_down: bool = False) -> ClusterState:
@@ -40,6 +41,20 @@ def test_one_that_comes_back_from_a_crash_degrades_it_until_it_is_ready() -> Non
 def test_old_restarts_of_one_that_is_ready_do_not_make_a_first_start_look_bad() -> None:
     back, first = Status(State.READY, wanted=True, restarts=9), Status(State.STARTING, wanted=True)
     assert cluster_state([back, first], going_down=False) is ClusterState.STARTING
+
+
+def test_one_that_is_ready_on_probation_degrades_it() -> None:
+    """Or a crash loop without a startup probe would make the cluster ready once in each round."""
+    others = Status(State.READY, wanted=True)
+    again = Status(State.READY, wanted=True, restarts=3, streak=3, timer=Timer(60.0, 1))
+    assert cluster_state([others, again], going_down=False) is ClusterState.DEGRADED
+    unwanted = replace(again, wanted=False)
+    assert cluster_state([others, unwanted], going_down=False) is ClusterState.READY
+
+
+def test_all_stopped_on_purpose_is_ready() -> None:
+    stopped = Status(State.STOPPED, wanted=False)
+    assert cluster_state([stopped, stopped], going_down=False) is ClusterState.READY
 
 
 @pytest.mark.parametrize("state", list(State))

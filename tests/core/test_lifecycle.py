@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from instances import DEADLINE, instance, worker
 
 from supervisor.core.instance import InstanceSpec, RestartPolicy
 from supervisor.core.lifecycle import (
+    HURRIED_GRACE,
     INTERRUPT_GRACE,
     KILL_GRACE,
     Check,
@@ -41,6 +43,7 @@ from supervisor.core.lifecycle import (
     StopProbes,
     StopRequested,
     TimerFired,
+    on_probation,
     step,
 )
 
@@ -260,9 +263,9 @@ def test_a_limit_ends_in_failed_and_says_so() -> None:
     life.wait_for_timer()
     assert life.crashes() == [StopProbes(), Diagnose(3)]
     assert (life.status.state, life.status.timer) == (State.FAILED, None)
-    assert "2 restarts in a row are its limit" in life.status.reason
+    assert "its limit of 2 restarts in a row is reached" in life.status.reason
     life.tell(Diagnosed(3, "exited with 1: RuntimeError: boom", hopeless=False))
-    assert life.status.reason.startswith("exited with 1: RuntimeError: boom; 2 restarts in a row")
+    assert life.status.reason.startswith("exited with 1: RuntimeError: boom; its limit of 2")
 
 
 def test_policy_never_leaves_it_stopped_after_success_and_failed_after_failure() -> None:
@@ -313,7 +316,8 @@ def test_a_program_that_is_missing_ends_in_failed_after_three_tries() -> None:
     life.wait_for_timer()
     assert life.tell(SpawnFailed(3, cause, hopeless=True)) == []
     assert life.status.state is State.FAILED
-    assert life.status.reason.startswith(f"cannot be started: {cause}; no restart can mend this")
+    assert life.status.reason.startswith(f"could not be started: {cause}; given up after 3 tries")
+    assert life.status.last_exit == f"could not be started: {cause}"
 
 
 def test_only_hopeless_tries_in_a_row_count() -> None:
@@ -347,7 +351,7 @@ def test_a_wrong_argument_ends_in_failed_though_its_diagnosis_comes_after_the_re
     life.crashes(2)
     assert life.tell(Diagnosed(3, ARGUMENT_ERROR, hopeless=True)) == []
     assert (life.status.state, life.status.timer) == (State.FAILED, None)
-    assert life.status.reason.startswith(f"{ARGUMENT_ERROR}; no restart can mend this (3 tries)")
+    assert life.status.reason.startswith(f"{ARGUMENT_ERROR}; given up after 3 tries")
     assert life.status.wanted, "it is still wanted: it has failed, nobody stopped it"
 
 
@@ -399,6 +403,27 @@ def test_without_a_startup_probe_a_stable_while_is_proof_that_it_can() -> None:
         assert Spawn(run + 1) in life.crashes(1)
         life.tell(Diagnosed(run, "a plugin is missing", hopeless=True))
     assert life.status.state is State.STARTING
+
+
+def test_without_a_startup_probe_it_is_on_probation_after_a_crash_until_it_is_stable() -> None:
+    plain = instance("webui", startup=None, readiness=None, liveness=None)
+    life = Life(replace(plain, restart=RestartPolicy(stable_after=60.0)))
+    life.start()
+    life.spawned()
+    assert not on_probation(life.status), "it has done nothing wrong yet"
+    life.crashes()
+    life.spawned()
+    assert (life.status.state, on_probation(life.status), life.delay) == (State.READY, True, 60.0)
+    assert life.wait_for_timer() == []
+    assert (life.status.state, on_probation(life.status)) == (State.READY, False)
+    assert Spawn(3) in life.crashes(), "at once, as for the first time"
+
+
+def test_with_a_startup_probe_it_is_never_on_probation() -> None:
+    life = Life().ready()
+    life.crashes()
+    life.becomes_ready()
+    assert (life.status.state, on_probation(life.status)) == (State.READY, False)
 
 
 def test_a_person_can_start_what_has_failed_with_a_clean_slate() -> None:
@@ -570,13 +595,23 @@ def test_asked_twice_it_skips_the_grace() -> None:
     life = Life().ready()
     life.tell(StopRequested("received SIGINT"), DependentsStopped())
     assert life.tell(Hurried()) == [Signal(Stage.INT)]
+    assert life.delay == HURRIED_GRACE
+    assert life.wait_for_timer() == [Signal(Stage.KILL)]
+
+
+def test_asked_three_times_it_is_killed_at_once() -> None:
+    life = Life().ready()
+    life.tell(StopRequested("received SIGINT"), DependentsStopped(), Hurried())
     assert life.tell(Hurried()) == [Signal(Stage.KILL)]
+    assert life.delay == KILL_GRACE
 
 
 def test_asked_twice_it_does_not_wait_for_its_dependents_any_more() -> None:
     life = Life().ready()
     life.tell(StopRequested("received SIGINT"))
-    assert Signal(Stage.TERM) in life.tell(Hurried())
+    assert life.tell(Hurried())[-2:] == [Signal(Stage.TERM), Signal(Stage.INT)]
+    assert (life.status.state, life.delay) == (State.STOPPING, HURRIED_GRACE), "nor for its grace"
+    assert life.wait_for_timer() == [Signal(Stage.KILL)]
 
 
 def test_a_hurry_does_not_touch_what_is_wanted() -> None:

@@ -273,6 +273,10 @@ class Oracle:
                 self.hopeless = self.hopeless + 1 if hopeless and not has_answered_since else 0
             case Probed(_, Check.STARTUP, Outcome.PASSED):
                 self.answered = True
+            case TimerFired() if before.state is State.READY:
+                assert self.ready_since is not None
+                assert world.now - self.ready_since >= STABLE - 1e-6
+                self.crashes = self.hopeless = 0
         if unasked:
             self.crashes += 1
 
@@ -352,6 +356,8 @@ class Oracle:
         if after.state is State.STARTING:
             questions_left = not (self.answered and self.spec.in_rotation)
             waits = self.spec.startup is not None and questions_left
+        if after.state is State.READY:
+            waits = self.spec.startup is None and after.streak > 0
         assert (after.timer is not None) is waits
         if after.timer is not None and after.timer != before.timer:
             assert after.timer.at > world.now

@@ -11,7 +11,7 @@ from instances import instance, worker
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import RUNNING, State, Status
-from supervisor.core.order import Entry, start_order, startable, stoppable, waiting_for
+from supervisor.core.order import Entry, blocked, start_order, startable, stoppable, waiting_for
 
 CONTROLLER = instance("controller")
 FIRST = worker("vicuna-0")
@@ -75,6 +75,40 @@ def test_a_service_of_which_nothing_serves_is_waited_for() -> None:
     entries = cluster(State.STOPPED, controller=State.FAILED)
     assert list(startable(entries)) == []
     assert waiting_for(API, entries) == ["controller"]
+
+
+def test_who_waits_for_what_has_failed_waits_in_vain_at_however_many_removes() -> None:
+    entries = cluster(State.STOPPED, controller=State.FAILED)
+    one = ["controller"]
+    assert blocked(entries) == {"vicuna-0": one, "vicuna-1": one, "api_server": one, "webui": one}
+
+
+def test_who_waits_for_what_was_stopped_on_purpose_waits_in_vain() -> None:
+    entries = unwanted(cluster(State.READY, webui=State.STOPPED, api_server=State.STOPPED))
+    entries = [
+        (spec, replace(status, wanted=spec.name != "api_server")) for spec, status in entries
+    ]
+    assert blocked(entries) == {"webui": ["api_server"]}
+
+
+def test_both_that_are_out_for_good_are_named_and_one_that_may_come_is_enough() -> None:
+    out = cluster(State.READY, webui=State.STOPPED, vicuna__0=State.FAILED, vicuna__1=State.FAILED)
+    assert blocked(out) == {"webui": ["vicuna-0", "vicuna-1"]}
+    for hope in (State.STARTING, State.BACKOFF, State.UNREADY, State.STOPPING, State.READY):
+        entries = cluster(State.READY, webui=State.STOPPED, vicuna__0=State.FAILED, vicuna__1=hope)
+        assert blocked(entries) == {}, hope
+
+
+def test_a_first_start_and_what_runs_wait_for_nothing_in_vain() -> None:
+    assert blocked(cluster()) == {}
+    assert blocked(cluster(State.READY, controller=State.FAILED)) == {}
+    assert blocked(cluster(State.BACKOFF, controller=State.FAILED)) == {}
+    assert blocked(unwanted(cluster(State.STOPPED, controller=State.FAILED))) == {}
+
+
+def test_a_circle_which_no_file_can_have_blocks_without_end_nobody() -> None:
+    one, other = instance("a", depends_on=("b",)), instance("b", depends_on=("a",))
+    assert blocked([(one, Status(wanted=True)), (other, Status(wanted=True))]) == {}
 
 
 def test_a_service_that_the_file_does_not_have_is_not_waited_for() -> None:
@@ -172,6 +206,29 @@ def test_any_cluster_goes_down_in_reverse_whatever_state_it_is_in(
         stopping = [name for name, state in states.items() if state is State.STOPPING]
         assert stopping, "it is stuck"
         states[chance.choice(stopping)] = State.STOPPED  # type: ignore[attr-defined]
+
+
+@given(dags(), st.randoms(use_true_random=False))
+def test_who_is_blocked_is_exactly_who_never_comes_when_all_else_goes_well(
+    specs: list[InstanceSpec], chance: object
+) -> None:
+    choice = chance.choice  # type: ignore[attr-defined]
+    entries = [
+        (spec, Status(choice((State.STOPPED, State.FAILED)), wanted=choice((True, True, False))))
+        for spec in specs
+    ]
+    waiting = {s.name for s, t in entries if t.wanted and t.state is State.STOPPED}
+    told = blocked(entries)
+    given_up = {spec.name for spec, _ in entries} - waiting
+    assert {name for names in told.values() for name in names} <= given_up
+    while started := set(startable(entries)):
+        entries = [
+            (spec, replace(status, state=State.READY) if spec.name in started else status)
+            for spec, status in entries
+        ]
+        assert {n: names for n, names in told.items() if n in blocked(entries)} == told
+    stuck = {s.name for s, t in entries if t.wanted and t.state is State.STOPPED}
+    assert set(told) == stuck
 
 
 @given(dags())

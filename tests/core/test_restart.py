@@ -58,11 +58,17 @@ def test_a_limit_grants_exactly_that_many_restarts_in_a_row(limit: int) -> None:
     assert given_up == [False] * limit + [True, True]
 
 
+def test_a_limit_is_told_in_good_english() -> None:
+    told = [decided(RestartPolicy(limit=n), streak=n).reason for n in (0, 1, 2)]
+    tail = "in a row is reached; mend the cause, then start it"
+    assert told == [f"its limit of {n} {tail}" for n in ("0 restarts", "1 restart", "2 restarts")]
+
+
 def test_hopeless_is_given_up_before_any_limit() -> None:
     assert isinstance(decided(RestartPolicy(), hopeless=HOPELESS_TRIES - 1), RestartAfter)
     decision = decided(RestartPolicy(limit=100), hopeless=HOPELESS_TRIES, streak=2)
     assert decision == GiveUp(
-        "no restart can mend this (3 tries); mend the cause, then start it",
+        "given up after 3 tries: no restart can help; set that right, then start it",
     )
 
 

@@ -417,6 +417,46 @@ async def test_a_worker_stopped_and_started_with_its_controller_waits_for_it() -
 
 
 @story
+async def test_one_that_waits_in_vain_says_for_whom_until_somebody_helps() -> None:
+    quick = replace(API, restart=RestartPolicy(backoff=0.0))
+    async with running(CONTROLLER, quick, WEBUI, up=False) as told:
+        told.engine.missing.add("api_server")
+        await told.reconciler.until(lambda: told.reconciler.blocked_by("webui") == ["api_server"])
+        assert told.reconciler.statuses["api_server"].state is State.FAILED
+        assert told.reconciler.blocked_by("api_server") == []
+        told.engine.missing.clear()
+        told.reconciler.start_instances(["api_server"], "asked to start")
+        await told.until(webui=State.READY)
+        assert told.reconciler.blocked_by("webui") == []
+        told.reconciler.stop_instances(["api_server"], "asked to stop")
+        await told.until(api_server=State.STOPPED)
+        told.reconciler.restart_instances(["webui"], "asked to restart")
+        await told.reconciler.until(lambda: told.reconciler.blocked_by("webui") == ["api_server"])
+
+
+@story
+async def test_a_crash_loop_without_a_startup_probe_degrades_the_cluster_once() -> None:
+    loop = instance(
+        "tick",
+        startup=None,
+        readiness=None,
+        liveness=None,
+        restart=RestartPolicy(backoff=0.0, stable_after=1.0),
+    )
+    async with running(CONTROLLER, loop) as told:
+        for run in range(1, 6):
+            await told.reconciler.until(
+                lambda run=run: (
+                    told.reconciler.statuses["tick"].ready_at is not None
+                    and told.reconciler.statuses["tick"].run == run
+                )
+            )
+            told.engine.dies("tick")
+        await told.ready()
+        assert told.cluster_states() == ["ready", "degraded", "ready"]
+
+
+@story
 async def test_what_is_said_of_an_instance_that_is_not_there_is_not_heard() -> None:
     async with running(CONTROLLER) as told:
         told.reconciler.post(InstanceEvent("nobody", Spawned(1, 1)))

@@ -351,3 +351,15 @@ def test_the_run_directory_is_private(cluster: Cluster) -> None:
 
 def json_events(cluster: Cluster) -> list[dict[str, str]]:
     return [json.loads(line) for line in cluster.run("events", "--json").stdout.splitlines()]
+
+
+def test_waiting_for_what_cannot_come_ends_with_the_reason(cluster: Cluster) -> None:
+    base, top = service("base", SLEEP), service("top", SLEEP, depends_on="[base]")
+    cluster.write(services(base, top)).up().ready()
+    assert cluster.run("stop", "top", "base").returncode == 0
+    done = cluster.run("start", "top")
+    assert done.returncode == 1
+    assert "waiting for base, which does not come by itself" in done.stderr
+    assert "base" in cluster.run("why", "top").stdout
+    assert cluster.run("start", "base").returncode == 0
+    cluster.until("top", "ready")

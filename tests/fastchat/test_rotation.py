@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 
 import aiohttp
 import pytest
+from aiohttp import web
 from harness import DEADLINE, ROOT, die_with_parent, free_ports
 
-from supervisor.core.instance import InstanceSpec, RestartPolicy, Role
-from supervisor.fastchat.client import Client
+from supervisor.core.instance import Ask, InstanceSpec, Question, RestartPolicy, Role
+from supervisor.core.lifecycle import Outcome
+from supervisor.fastchat.asking import askers
+from supervisor.fastchat.client import Client, Refused
 from supervisor.fastchat.rotation import Rotation
 
 WORKER = InstanceSpec(
@@ -183,3 +188,129 @@ def test_leave_before_the_controller_answered_wins(play, controller):
         assert not entered.is_set()
 
     play(story)
+
+
+# ---------------------------------------------------------------- services that talk nonsense
+
+
+@contextlib.asynccontextmanager
+async def answering(*texts):
+    """A service that answers 200 with each text in turn, and with the last one for ever."""
+    left = list(texts)
+
+    async def answer(_):
+        return web.Response(text=left.pop(0) if len(left) > 1 else left[0])
+
+    app = web.Application()
+    app.router.add_post("/{path}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+HTML = "<html>It works!</html>"
+
+
+def asked(question, *texts, descriptors=None):
+    """What a question comes back with from a worker that answers so."""
+
+    async def main():
+        async with answering(*texts) as url, aiohttp.ClientSession() as session:
+            client = Client(session)
+            rotation = Rotation(client, url, expires=False)
+            rotation.enter(WORKER, lambda: None)
+            while not rotation._workers["owl-0"].settled:
+                await asyncio.sleep(0.001)
+            if descriptors is not None:  # to a name without a connection that is kept alive
+                url = url.replace("127.0.0.1", "127.0.0.2")
+            spec = dataclasses.replace(WORKER, address=url)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors or soft, hard))
+            try:
+                return await askers(client, rotation)[question](spec, Question(question), 5.0)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                await rotation.close()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("question", [Ask.STATUS, Ask.GENERATE, Ask.EMBED])
+def test_an_answer_that_is_no_json_is_a_failure_that_says_so(question):
+    outcome, detail = asked(question, "{}", HTML)
+    assert outcome is Outcome.FAILED
+    assert detail.startswith(f"{question} failed: answered no JSON")
+
+
+@pytest.mark.parametrize("odd", [None, "x", -1, 2.5, [], True])
+def test_an_odd_queue_length_is_not_passed_on_and_does_no_harm(odd):
+    outcome, detail = asked(Ask.STATUS, "{}", json.dumps({"queue_length": odd}))
+    assert (outcome, detail) == (Outcome.PASSED, "answers, queue unknown")
+    assert asked(Ask.STATUS, '{"queue_length": 3}')[1] == "answers, queue 3"
+
+
+@pytest.mark.parametrize("question", [Ask.STATUS, Ask.GENERATE, Ask.EMBED])
+def test_without_descriptors_no_worker_could_be_asked(question):
+    outcome, detail = asked(question, "{}", descriptors=3)
+    assert outcome is Outcome.UNASKED
+    assert "Too many open files" in detail
+
+
+def test_a_controller_that_talks_nonsense_is_told_again_until_it_understands(caplog):
+    async def main():
+        async with answering(HTML, HTML, "null") as url, aiohttp.ClientSession() as session:
+            rotation = Rotation(Client(session), url, expires=False)
+            entered = asyncio.Event()
+            rotation.enter(WORKER, entered.set)
+            async with asyncio.timeout(DEADLINE):
+                await entered.wait()
+            await rotation.close()
+
+    asyncio.run(main())
+    assert [r.getMessage() for r in caplog.records if "answered no JSON" in r.getMessage()] == [
+        f"the controller refuses {WORKER.address}: answered no JSON"
+    ], "once in a row"
+
+
+class _Broken:
+    """A client with defects, as many as told, then none."""
+
+    def __init__(self, defects):
+        self.defects = defects
+
+    async def register(self, *_, **__):
+        if self.defects:
+            self.defects -= 1
+            raise AttributeError("a defect")
+
+    async def heartbeat(self, *_):
+        raise AttributeError("a defect")
+
+
+def test_a_defect_does_not_end_the_way_of_a_worker_into_rotation(caplog):
+    async def main():
+        rotation = Rotation(_Broken(2), "http://127.0.0.1:1", expires=False)
+        entered = asyncio.Event()
+        rotation.enter(WORKER, entered.set)
+        async with asyncio.timeout(DEADLINE):
+            await entered.wait()
+        await rotation.report_queue("owl-0", 1)  # raises nothing into the probe that reports it
+        await rotation.close()
+
+    asyncio.run(main())
+    told = [record.getMessage() for record in caplog.records if record.exc_info]
+    assert len(told) == 2
+    assert "cannot settle" in told[0]
+
+
+def test_a_client_says_that_an_answer_was_no_json():
+    async def main():
+        async with answering(HTML) as url, aiohttp.ClientSession() as session:
+            with pytest.raises(Refused, match="answered no JSON"):
+                await Client(session).worker_status(url, 5.0)
+
+    asyncio.run(main())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
+import logging
 import os
 import resource
 import socket
@@ -11,7 +13,7 @@ import socket
 import aiohttp
 import pytest
 from aiohttp import web
-from harness import free_ports
+from harness import DEADLINE, free_ports
 
 from supervisor.core.instance import (
     Ask,
@@ -23,6 +25,7 @@ from supervisor.core.instance import (
     Startup,
 )
 from supervisor.core.lifecycle import Check, Outcome, Probed
+from supervisor.core.probing import blame
 from supervisor.runtime.asking import askers
 from supervisor.runtime.probing import Prober
 from supervisor.runtime.processes import Processes
@@ -103,7 +106,7 @@ def test_http_passes_below_400_and_fails_above():
 def test_http_without_an_answer_fails():
     outcome, detail = ask_server("/slow", timeout=0.05)
     assert outcome is Outcome.FAILED
-    assert "no answer within 0.05 s" in detail
+    assert "no answer to http within 0.05 s" in detail
 
 
 def test_a_refused_connection_fails():
@@ -154,6 +157,45 @@ def test_without_descriptors_nothing_could_be_asked():
                     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
         assert asyncio.run(main())[0] is Outcome.UNASKED
+
+
+def test_a_port_that_no_machine_has_ends_no_probe(caplog):
+    """asyncio raises OverflowError, which nobody had thought of; it is asked again all the same."""
+    probe = Probe(Question(Ask.TCP, ("127.0.0.1:70000",)), 0.001, 1.0)
+    spec = dataclasses.replace(SPEC, readiness=probe)
+    reports = []
+
+    async def main():
+        processes = Processes("test", os.environ, lambda *_: None)
+        enough = asyncio.Event()
+
+        def report(_, probed):
+            reports.append(probed)
+            if len(reports) == 3:
+                enough.set()
+
+        async with aiohttp.ClientSession() as session:
+            prober = Prober(askers(session, processes), report)
+            prober.start(spec, 1, (Check.READINESS,))
+            async with asyncio.timeout(DEADLINE):
+                await enough.wait()
+            await prober.close()
+
+    asyncio.run(main())
+    assert {report.outcome for report in reports} == {Outcome.UNASKED}
+    assert "OverflowError" in reports[0].detail
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EADDRNOTAVAIL])
+def test_what_we_lack_is_nobody_elses_fault(number):
+    outcome, text = blame(OSError(number, os.strerror(number)))
+    assert (outcome, text) == (Outcome.UNASKED, os.strerror(number))
+
+
+def test_what_has_no_number_is_the_fault_of_the_one_asked():
+    assert blame(ConnectionRefusedError(errno.ECONNREFUSED, "refused"))[0] is Outcome.FAILED
+    assert blame(ValueError("nonsense")) == (Outcome.FAILED, "nonsense")
+    assert blame(aiohttp.ServerTimeoutError()) == (Outcome.FAILED, "ServerTimeoutError")
 
 
 # ---------------------------------------------------------------- the prober
@@ -209,3 +251,38 @@ def test_readiness_is_asked_again_and_again(story):
     outcomes = story.run(spec, (Check.READINESS, Check.LIVENESS), lambda r: len(r) >= 5)
     assert outcomes == [Outcome.PASSED] * len(outcomes)
     assert {report.check for report in story.reports} == {Check.READINESS}
+
+
+def test_a_defect_of_an_asker_is_told_once_and_asked_again(caplog):
+    """One log line for a row of equal misfortunes, and another one after it has worked."""
+    script = [KeyError("x"), KeyError("x"), Outcome.PASSED, KeyError("x"), Outcome.PASSED]
+
+    async def asker(spec, question, timeout):
+        now = script.pop(0) if script else Outcome.PASSED
+        if isinstance(now, Exception):
+            raise now
+        return now, "said"
+
+    reports = []
+
+    async def main():
+        enough = asyncio.Event()
+
+        def report(_, probed):
+            reports.append(probed)
+            if len(reports) == 5:
+                enough.set()
+
+        prober = Prober({Ask.HTTP: asker}, report)
+        probe = Probe(Question(Ask.HTTP, ("ready",)), 0.001, 1.0)
+        prober.start(dataclasses.replace(SPEC, readiness=probe), 1, (Check.READINESS,))
+        async with asyncio.timeout(DEADLINE):
+            await enough.wait()
+        await prober.close()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+    unasked, passed = Outcome.UNASKED, Outcome.PASSED
+    assert [r.outcome for r in reports[:5]] == [unasked, unasked, passed, unasked, passed]
+    assert "KeyError('x')" in reports[0].detail
+    assert len([record for record in caplog.records if record.exc_info]) == 2

@@ -179,6 +179,9 @@ def test_one_run_directory_per_file_whatever_the_way_to_it(tmp_path):
 
 def test_without_a_runtime_folder_one_that_runs_with_it_is_looked_for(tmp_path):
     file, runtime = tmp_path / "cluster.yaml", f"/run/user/{os.geteuid()}"
-    with_it, without = default_run_dirs(file, {"XDG_RUNTIME_DIR": runtime}), default_run_dirs(file, {})
+    with_it, without = (
+        default_run_dirs(file, {"XDG_RUNTIME_DIR": runtime}),
+        default_run_dirs(file, {}),
+    )
     assert with_it[0] != without[0]
     assert set(with_it) == set(without)
