@@ -411,8 +411,11 @@ class Api:
 
     async def start(self, socket: Path) -> None:
         await self._runner.setup()
-        await web.UnixSite(self._runner, str(socket)).start()
-        os.chmod(socket, 0o600)
+        before = os.umask(0o177)  # nobody else may open it, not even for a moment
+        try:
+            await web.UnixSite(self._runner, str(socket)).start()
+        finally:
+            os.umask(before)
 
     async def close(self) -> None:
         await self._runner.cleanup()

@@ -112,6 +112,7 @@ async def _serve(
         await effects.close()
         await processes.close(spare=logs.writer_pid)
         await logs.close()
+        _ignore_signals()
 
 
 @contextlib.asynccontextmanager
@@ -157,6 +158,14 @@ def _listen_to_signals(reconciler: Reconciler) -> None:
         loop.add_signal_handler(number, reconciler.post, GoDown(f"received {number.name}"))
     # A closed terminal is no reason to stop serving. Not SIG_IGN, which instances would inherit.
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
+
+
+def _ignore_signals() -> None:
+    """All is stopped; one more Ctrl-C must not turn that into a failure."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _mark(run_dir: RunDir) -> str:
