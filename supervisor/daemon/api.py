@@ -247,7 +247,9 @@ def _reason(daemon: Daemon, name: str, status: Status) -> str:
 def _why(daemon: Daemon, name: str) -> views.WhyView:
     spec, status = daemon.reconciler.specs[name], daemon.reconciler.statuses[name]
     now = asyncio.get_running_loop().time()
-    sentences = explain(spec, status, daemon.reconciler.waiting_for(name), now=now)
+    reconciler = daemon.reconciler
+    blocked = {one: reconciler.statuses[one].state for one in reconciler.blocked_by(name)}
+    sentences = explain(spec, status, reconciler.waiting_for(name), blocked, now=now)
     healthy = status.state in (State.READY, State.STOPPED) and not status.restarts
     lines = [] if healthy else last_words(daemon.log_path(name), _WHY_LINES)
     return views.WhyView(name=name, sentences=sentences, log=lines)

@@ -195,7 +195,12 @@ class Reconciler:
         if state is not self._cluster_state:
             self._cluster_state = state
             with _surviving("the cluster", state):
-                self._journal.write("", state, f"the cluster is {state}")
+                self._journal.write("", state, f"the cluster is {state}{self._address(state)}")
+
+    def _address(self, state: ClusterState) -> str:
+        """Where a cluster that has become ready is asked, for whoever has just started it."""
+        servers = [s.address for s in self._specs.values() if s.role is Role.API_SERVER]
+        return f", ask it at {servers[0]}/v1" if servers and state is ClusterState.READY else ""
 
     def _apply(self, name: str, event: Event) -> None:
         spec, before = self._specs[name], self._statuses[name]

@@ -360,6 +360,6 @@ def test_waiting_for_what_cannot_come_ends_with_the_reason(cluster: Cluster) -> 
     done = cluster.run("start", "top")
     assert done.returncode == 1
     assert "waiting for base, which does not come by itself" in done.stderr
-    assert "base" in cluster.run("why", "top").stdout
+    assert "`llm-supervisor start base`" in cluster.run("why", "top").stdout
     assert cluster.run("start", "base").returncode == 0
     cluster.until("top", "ready")
