@@ -208,6 +208,8 @@ def _questions(path: Path, service: Service) -> Iterator[Finding]:
                 (*place, kinds[-1]),
                 f"a probe asks one question; choose one of {', '.join(kinds)}",
             )
+        if question.tcp and not 0 < int(question.tcp.rpartition(":")[2]) < 65536:
+            yield (*place, "tcp"), "a port is a number from 1 to 65535; mend it"
         if "fastchat" in kinds and not isinstance(service, Worker):
             yield (*place, "fastchat"), "only workers can be asked this; use http, tcp or command"
 

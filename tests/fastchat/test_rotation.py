@@ -16,34 +16,16 @@ import aiohttp
 import pytest
 from aiohttp import web
 from harness import DEADLINE, ROOT, die_with_parent, free_ports
+from instances import worker
 
-from supervisor.core.instance import Ask, InstanceSpec, Question, RestartPolicy, Role
+from supervisor.core.instance import Ask, Question
 from supervisor.core.lifecycle import Outcome
 from supervisor.fastchat.asking import askers
 from supervisor.fastchat.client import Client, Refused
 from supervisor.fastchat.rotation import Rotation
 
-WORKER = InstanceSpec(
-    name="owl-0",
-    service="owl",
-    role=Role.WORKER,
-    kind="model_worker",
-    argv=(),
-    env=(),
-    cwd="/",
-    address="http://127.0.0.1:1",
-    port=1,
-    models=("owl",),
-    gpus=(),
-    depends_on=(),
-    startup=None,
-    readiness=None,
-    liveness=None,
-    restart=RestartPolicy(),
-    stop_grace=1.0,
-    in_rotation=True,
-)
-OTHER = dataclasses.replace(WORKER, name="fox-0", address="http://127.0.0.1:2", models=("fox",))
+WORKER = worker("owl-0", address="http://127.0.0.1:1", models=("owl",))
+OTHER = worker("fox-0", address="http://127.0.0.1:2", models=("fox",))
 
 
 class Controller:

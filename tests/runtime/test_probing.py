@@ -14,14 +14,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 from harness import DEADLINE, free_ports
+from instances import instance
 
 from supervisor.core.instance import (
     Ask,
-    InstanceSpec,
     Probe,
     Question,
-    RestartPolicy,
-    Role,
     Startup,
 )
 from supervisor.core.lifecycle import Check, Outcome, Probed
@@ -30,26 +28,7 @@ from supervisor.runtime.asking import askers
 from supervisor.runtime.probing import Prober
 from supervisor.runtime.processes import Processes
 
-SPEC = InstanceSpec(
-    name="one",
-    service="one",
-    role=Role.COMMAND,
-    kind="command",
-    argv=("true",),
-    env=(("WHO", "me"),),
-    cwd="/",
-    address=None,
-    port=None,
-    models=(),
-    gpus=(),
-    depends_on=(),
-    startup=None,
-    readiness=None,
-    liveness=None,
-    restart=RestartPolicy(),
-    stop_grace=1.0,
-    in_rotation=False,
-)
+SPEC = instance("one", env=(("WHO", "me"),), startup=None, readiness=None, liveness=None)
 
 
 def ask(question, timeout=5.0):

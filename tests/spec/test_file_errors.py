@@ -242,6 +242,11 @@ MISTAKES = [
         "2:81: services.a.probes.liveness.tcp: must be host:port",
     ),
     (
+        "a port that is none to connect to",
+        "services: {a: {command: [x], ready: {tcp: 'h:99999'}}}",
+        "1:43: services.a.ready.tcp: a port is a number from 1 to 65535; mend it",
+    ),
+    (
         "a port that is none in an address",
         "controller: {external: 'http://h:99999'}\nworkers: {a: {model_path: x}}",
         "1:24: controller.external: must be an address such as http://host:21001",
