@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -48,10 +47,6 @@ def _foreground(arguments: argparse.Namespace, options: Options) -> int:
         raise Failure(str(error), FAILED) from None
     except RunDirError as error:
         raise Failure(str(error), USAGE) from None
-    finally:
-        # All is stopped, and asyncio has let go of the signals: one now must not look like a crash.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
     return DONE
 
 

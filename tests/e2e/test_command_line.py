@@ -141,17 +141,28 @@ def test_a_failed_instance_leaves_a_supervisor_and_that_is_said(cluster: Cluster
     assert cluster.run("down").returncode == 0
 
 
-def test_a_signal_after_the_end_is_no_crash(tmp_path: Path) -> None:
+def test_a_signal_after_the_end_is_no_crash(cluster: Cluster) -> None:
     """The second Ctrl-C of an impatient user comes when all is stopped already."""
     code = """
-import argparse, os, signal
-from supervisor.cli import up
-up.run = lambda *_: None
-up._foreground(argparse.Namespace(log_format="text"), None)
+import os, signal, sys
+from pathlib import Path
+from supervisor.daemon.main import Options, run
+
+def stop_when_ready(entry):
+    if entry.state == "ready" and not entry.instance:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+file, run_dir, log_dir = map(Path, sys.argv[1:])
+run(Options(file, run_dir, log_dir), os.environ, stop_when_ready)
 os.kill(os.getpid(), signal.SIGTERM)
 os.kill(os.getpid(), signal.SIGINT)
 """
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    cluster.write(ONE)
+    places = [str(place) for place in (cluster.file, cluster.run_dir, cluster.log_dir)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *places], cwd=ROOT, env=cluster.environ, check=False
+    )
+    assert done.returncode == 0
 
 
 # ---------------------------------------------------------------- places that are wrong
