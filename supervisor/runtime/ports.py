@@ -48,9 +48,10 @@ def _holder(port: int) -> str:
 def _describe(pid: int) -> str:
     mark = tree.mark_of(pid)
     if mark is not None:
+        # Its supervisor may be well, or have been killed; from here the two look the same.
         return (
-            f"pid {pid}, left by an earlier supervisor as {mark.rpartition('/')[2]}; "
-            f"end it with `kill {pid}`"
+            f"{mark.rpartition('/')[2]} of another cluster (pid {pid}); stop that cluster, or, "
+            f"if its supervisor is gone, end it with `kill {pid}`"
         )
     try:
         name = psutil.Process(pid).name()

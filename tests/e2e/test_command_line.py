@@ -222,7 +222,7 @@ def test_a_folder_that_has_been_removed(cluster: Cluster, tmp_path: Path) -> Non
 @pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e300", "soon"])
 @pytest.mark.parametrize("verb", ["wait", "down", "up"])
 def test_a_timeout_is_a_number_of_seconds(verb: str, value: str) -> None:
-    done = command(verb, f"--timeout={value}")
+    done = command(verb, f"--timeout={value}", "-c", "/dev/null")  # a file that starts nothing
     is_a_sentence(done, 2, f"must be a number of seconds, at most 1e+09, not {value!r}")
 
 
