@@ -134,7 +134,7 @@ class ByHand(Cluster):
         super().__init__(folder, edit)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         changes = json.loads(self.ask("plan", "--json"))["changes"]
-        self._commands = {one["instance"]: _plain_fastchat(one["command"]) for one in changes}
+        self._commands = {one["instance"]: _registering_itself(one["command"]) for one in changes}
 
     def start_all_at_once(self) -> None:
         for name in ("controller", "api_server", *self._workers()):
@@ -170,11 +170,12 @@ class ByHand(Cluster):
         return self.folder / f"{name}.log"
 
 
-def _plain_fastchat(command: list[str]) -> list[str]:
-    """The command line without our entry module, for a process that registers itself."""
-    python, entry, *flags = command
-    module = f"fastchat.serve.{Path(entry).stem}"
-    return [python, "-m", module, *(flag for flag in flags if flag != "--no-register")]
+def _registering_itself(command: list[str]) -> list[str]:
+    """The very command line that the supervisor runs, but for the worker's registration.
+
+    With our entry module as well: without it FastChat does not start under transformers 5.
+    """
+    return [word for word in command if word != "--no-register"]
 
 
 # ---------------------------------------------------------------- folders, files, ports
