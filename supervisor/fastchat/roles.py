@@ -26,7 +26,7 @@ from supervisor.spec.paths import looks_local, resolve
 from supervisor.spec.problems import Path as Place
 
 ENTRY = Path(__file__).parent / "entry"
-"""Start modules, run by path (see entry/README)."""
+"""Start modules, run by path; what each may import is said in `entry/__init__.py`."""
 
 _QUICK_LIVENESS = {"timeout": 5.0, "failures": 3}
 """A controller or API server answers in milliseconds; only workers may be silent for long."""

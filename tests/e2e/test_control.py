@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 from harness import COMMAND, ROOT, Cluster, die_with_parent, until
@@ -49,43 +50,41 @@ def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     assert done.returncode == 2
 
 
-def test_logs_can_be_followed(talker: Cluster) -> None:
-    following = subprocess.Popen(
-        [*COMMAND, "logs", "talker", "-f", *talker.places],
+def follow(cluster: Cluster, *words: str) -> tuple[subprocess.Popen[str], IO[str]]:
+    """A verb that goes on until it is ended, and the lines that it prints."""
+    process = subprocess.Popen(
+        [*COMMAND, *words, *cluster.places],
         stdout=subprocess.PIPE,
         text=True,
-        env=talker.environ,
+        env=cluster.environ,
         cwd=ROOT,
         preexec_fn=die_with_parent,
     )
-    assert following.stdout is not None
-    beginning = [following.stdout.readline(), following.stdout.readline()]
+    assert process.stdout is not None
+    return process, process.stdout
+
+
+def test_logs_can_be_followed(talker: Cluster) -> None:
+    following, lines = follow(talker, "logs", "talker", "-f")
+    beginning = [lines.readline(), lines.readline()]
     assert "starting" in beginning[1]
     say(talker, "one\ntwo\n")
-    heard = [following.stdout.readline(), following.stdout.readline()]
+    heard = [lines.readline(), lines.readline()]
     assert heard == ["heard one\n", "heard two\n"]
     following.terminate()
     following.wait()
-    following.stdout.close()
+    lines.close()
 
 
 def test_followed_events_end_with_the_supervisor(talker: Cluster) -> None:
-    following = subprocess.Popen(
-        [*COMMAND, "events", "-f", "--json", *talker.places],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=talker.environ,
-        cwd=ROOT,
-        preexec_fn=die_with_parent,
-    )
-    assert following.stdout is not None
-    first = json.loads(following.stdout.readline())
+    following, lines = follow(talker, "events", "-f", "--json")
+    first = json.loads(lines.readline())
     assert first["number"] == 1
     assert talker.run("down").returncode == 0
-    rest = [json.loads(line) for line in following.stdout]
+    rest = [json.loads(line) for line in lines]
     assert any(event["state"] == "stopping" for event in rest)
     assert following.wait() == 0
-    following.stdout.close()
+    lines.close()
 
 
 def test_status_of_a_running_instance(talker: Cluster) -> None:

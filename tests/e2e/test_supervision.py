@@ -138,6 +138,36 @@ def test_what_a_killed_supervisor_left_is_not_started_a_second_time(cluster: Clu
     assert alive(left)
 
 
+def test_a_start_that_fails_halfway_leaves_nothing_running(cluster: Cluster) -> None:
+    """The disk is full when the control socket is made; the first process runs already."""
+    code = """
+import errno, os, sys
+from pathlib import Path
+from supervisor.daemon import api
+from supervisor.daemon.main import Options, run
+
+async def disk_is_full(self, socket):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+api.Api.start = disk_is_full
+file, run_dir, log_dir = map(Path, sys.argv[1:])
+run(Options(file, run_dir, log_dir), os.environ, lambda entry: None)
+"""
+    cluster.write(services(service("one", SLEEP)))
+    places = [str(place) for place in (cluster.file, cluster.run_dir, cluster.log_dir)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *places],
+        cwd=ROOT,
+        env=cluster.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "cannot open the socket" in done.stderr
+    assert "starting" in cluster.log("one")
+    assert cluster.processes() == []
+
+
 def test_two_clusters_do_not_share_a_log_folder(cluster: Cluster, tmp_path: Path) -> None:
     cluster.write(services(service("one", SLEEP))).up().ready()
     other = Cluster(tmp_path / "other")
