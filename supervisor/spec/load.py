@@ -41,7 +41,12 @@ class ClusterFile:
 
 def load(path: Path, environ: Mapping[str, str]) -> ClusterFile:
     """Read and validate. Raises ``SpecError`` with all problems; nothing else."""
-    document = parse(_read(path), str(path), environ)
+    return load_text(read_text(path), path, environ)
+
+
+def load_text(text: str, path: Path, environ: Mapping[str, str]) -> ClusterFile:
+    """The same for a text that stands, or is about to stand, in ``path``."""
+    document = parse(text, str(path), environ)
     if document.problems and document.values is None:
         raise SpecError(document.problems)
     file_base = Path(os.path.abspath(path)).parent
@@ -63,7 +68,8 @@ def _most_useful(problems: list[Problem], file: str) -> list[Problem]:
     return [Problem(file, 0, 0, "", text), *sorted(problems)[:MAX_PROBLEMS]]
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text. Raises ``SpecError`` where it is missing, too large, or no text."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -103,7 +109,7 @@ def _with_keys_from_file(
     path = resolve(base, server.api_keys_file)
     place: Place = ("api_server", "api_keys_file")
     try:
-        lines = [line.strip() for line in _read(path).splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
     except SpecError as error:
         why = error.problems[0].message.partition(";")[0]
         text = f"cannot read the keys in {path}: {why}; name a text file with one key a line"
