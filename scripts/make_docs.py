@@ -91,8 +91,16 @@ size is a number of bytes or a text such as `500KiB`, `10MiB` (1024), `10MB` (10
 lines, logs, `status` and `plan`, nor in error messages. Hand tokens of other programs over in
 `env`; flags in `args` and `command` can be read by every user of the machine.
 
+**Changes.** The file is applied whenever it is saved. "On change" says what a changed value does
+to what runs: *nothing*; *live*: the instance goes on, and is supervised by the new value;
+*re-register*: the controller learns the new names, the process goes on (with a controller of our
+own; else as *replace*); *scale*: instances start or stop, all others go on; *restart*: the process
+is stopped and started again; *replace*: a worker's replicas are rolled out one at a time, see
+`rollout`, anything else is restarted; *next up*: it counts when the supervisor starts the next
+time. What stops is drained first. `llm-supervisor plan` shows what a saved file would do.
+
 **Errors.** All errors of a file are shown at once, each as `file:line:column: path: what is wrong,
-what to do`. The exit status is 2, and nothing has been started.
+what to do`. The exit status is 2, and nothing has been started. A running cluster goes on with the last good file.
 """
 
 SECTIONS = {
@@ -185,12 +193,13 @@ def _table(
     model: Schema, only: Collection[str] | None = None, without: Collection[str] = ()
 ) -> str:
     required = model.get("required", ())
-    rows = ["| field | type | default | description |", "|---|---|---|---|"]
+    rows = ["| field | type | default | on change | description |", "|---|---|---|---|---|"]
     for name, field in model["properties"].items():
         if name in without or (only is not None and name not in only):
             continue
         default = "**required**" if name in required else _default(field)
-        cells = (f"`{name}`", _type(field), default, field["description"])
+        change = field["x-on-change"]
+        cells = (f"`{name}`", _type(field), default, change, field["description"])
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 

@@ -41,6 +41,7 @@ def check(cluster: Cluster, base: FilePath, unusable: Collection[str] = ()) -> I
     for name, worker in cluster.workers.items():
         path = ("workers", name)
         yield from _gpus(path, worker)
+        yield from _rollout(path, worker)
         if isinstance(worker, ModelOptions):
             yield from _quantization(path, worker)
 
@@ -240,6 +241,12 @@ def _gpus(path: Path, worker: Worker) -> Iterator[Finding]:
         yield (*path, "num_gpus"), f"{text}; list more or lower it"
     if worker.gpus and getattr(worker, "device", "cuda") == "cpu":
         yield (*path, "gpus"), "device is cpu, which sees no GPU; remove gpus or set device: cuda"
+
+
+def _rollout(path: Path, worker: Worker) -> Iterator[Finding]:
+    if worker.rollout == "surge" and worker.port is not None:
+        text = "a surge needs a second port beside `port`; remove port, or use rollout: recreate"
+        yield (*path, "rollout"), text
 
 
 def _quantization(path: Path, worker: ModelOptions) -> Iterator[Finding]:

@@ -53,22 +53,27 @@ class Document:
     _key_marks: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False)
 
     def problem(self, path: Path, message: str, *, key: bool = False) -> Problem:
-        """A problem at ``path`` (at its key if ``key``), or at the nearest place that encloses it.
+        """A problem at ``path`` (at its key if ``key``), or at the nearest place around it."""
+        return Problem(self.file, *self._position(path, key=key), dotted(path), message)
 
-        A worker's option that is not there comes from ``defaults``, so it is looked for there.
-        """
+    def line(self, path: Path) -> int:
+        """The line of ``path``, or of the nearest place that encloses it; 0 for no place at all."""
+        return self._position(path, key=True)[0]
+
+    def _position(self, path: Path, *, key: bool) -> tuple[int, int]:
+        """A worker's option that is not there comes from ``defaults``: it is looked for there."""
         places = [path]
         if len(path) > 2 and path[0] == "workers":
             places.append(("defaults", *path[2:]))
         for place in places:
             mark = (self._key_marks if key else self._marks).get(place) or self._marks.get(place)
             if mark:
-                return Problem(self.file, *mark, dotted(path), message)
+                return mark
         for end in range(len(path) - 1, -1, -1):
             mark = self._key_marks.get(path[:end]) or self._marks.get(path[:end])
             if mark:
-                return Problem(self.file, *mark, dotted(path), message)
-        return Problem(self.file, 0, 0, dotted(path), message)
+                return mark
+        return 0, 0
 
 
 def parse(text: str, file: str, environ: Mapping[str, str]) -> Document:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from supervisor.spec.impact import Live, NextUp, Nothing, Replace, Reregister, Restarts, Scale
 from supervisor.spec.values import (
     Count,
     Duration,
@@ -68,17 +69,17 @@ def _policy_alone(value: Any) -> Any:
 class Restart(Model):
     """When and how fast an instance is started again after it has exited."""
 
-    policy: Literal["always", "on_failure", "never"] = "always"
+    policy: Live[Literal["always", "on_failure", "never"]] = "always"
     """`always`, only after a failure (`on_failure`), or `never`."""
-    backoff: Duration = 1.0
+    backoff: Live[Duration] = 1.0
     """Delay of the second restart in a row; the first is immediate, each further one doubles it."""
-    backoff_max: Duration = 60.0
+    backoff_max: Live[Duration] = 60.0
     """Cap of the delay."""
-    jitter: Annotated[float, Field(ge=0, le=1), NotBool] = 0.25
+    jitter: Live[Annotated[float, Field(ge=0, le=1), NotBool]] = 0.25
     """Random part of the delay, 0 to 1, so that many instances do not start at the same moment."""
-    stable_after: Duration = 60.0
+    stable_after: Live[Duration] = 60.0
     """Ready for this long, an instance is stable: its next crash counts as the first again."""
-    limit: Annotated[int, Field(ge=0), NotBool] | None = None
+    limit: Live[Annotated[int, Field(ge=0), NotBool] | None] = None
     """Restarts in a row after which it is `failed` and stays down; none means: never give up."""
 
 
@@ -94,13 +95,13 @@ RestartField = Annotated[
 class Question(Model):
     """What a probe asks. At most one of the four; none means the role's own question."""
 
-    http: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    http: Live[str | None] = Field(default=None, pattern=r"^https?://\S+$")
     """URL; a status below 400 is a pass."""
-    tcp: str | None = Field(default=None, pattern=r"^[^\s:]+:\d{1,5}$")
+    tcp: Live[str | None] = Field(default=None, pattern=r"^[^\s:]+:\d{1,5}$")
     """`host:port`; an accepted connection is a pass."""
-    command: Program | None = None
+    command: Live[Program | None] = None
     """Program and arguments; exit status 0 is a pass."""
-    fastchat: Literal["status", "generate", "embed"] | None = None
+    fastchat: Live[Literal["status", "generate", "embed"] | None] = None
     """FastChat's own: a worker's status, a real one-token generation, or (for models that cannot
     generate) an embedding."""
 
@@ -108,58 +109,58 @@ class Question(Model):
 class StartupProbe(Question):
     """Asked from the start on until it passes."""
 
-    interval: Interval = 0.05
+    interval: Live[Interval] = 0.05
     """Least time between two questions; it grows with the time that a start takes, up to 2 s."""
-    timeout: Interval = 5.0
+    timeout: Live[Interval] = 5.0
     """An answer later than this is none."""
-    deadline: Duration = 1800.0
+    deadline: Live[Duration] = 1800.0
     """A start that takes longer than this has failed. Big models load for twenty minutes."""
 
 
 class ReadinessProbe(Question):
     """Asked of a running instance: may it get requests?"""
 
-    enabled: bool = True
+    enabled: Live[bool] = True
     """false: ready once it has started."""
-    interval: Interval = 2.0
+    interval: Live[Interval] = 2.0
     """Time between two questions; a worker's answer also refreshes its queue length in the
     controller."""
-    timeout: Interval = 10.0
+    timeout: Live[Interval] = 10.0
     """An answer later than this is a failure."""
-    failures: Count = 3
+    failures: Live[Count] = 3
     """Failures in a row after which the instance is unready and gets no requests."""
 
 
 class LivenessProbe(Question):
     """Asked of a running instance: must it be restarted?"""
 
-    enabled: bool = True
+    enabled: Live[bool] = True
     """false: only an exit restarts it."""
-    interval: Interval = 10.0
+    interval: Live[Interval] = 10.0
     """Time between two questions."""
-    timeout: Interval = 30.0
+    timeout: Live[Interval] = 30.0
     """An answer later than this is a failure. A long embedding keeps a worker from answering."""
-    failures: Count = 10
+    failures: Live[Count] = 10
     """Failures in a row after which the instance is restarted."""
 
 
 class Probes(Model):
     """Questions asked of an instance. "Failed" counts; "could not be asked" does not."""
 
-    startup: StartupProbe = StartupProbe()
+    startup: Live[StartupProbe] = StartupProbe()
     """Has it started?"""
-    readiness: ReadinessProbe = ReadinessProbe()
+    readiness: Live[ReadinessProbe] = ReadinessProbe()
     """May it get requests?"""
-    liveness: LivenessProbe = LivenessProbe()
+    liveness: Live[LivenessProbe] = LivenessProbe()
     """Must it be restarted?"""
 
 
 class Logs(Model):
     """How the output of every instance is kept, as `<log_dir>/<instance>.log`."""
 
-    max_size: Annotated[Size, Field(ge=1024)] = 50 * 1024 * 1024
+    max_size: Live[Annotated[Size, Field(ge=1024)]] = 50 * 1024 * 1024
     """A log file that would grow past this is rotated, at the end of a line."""
-    keep: Annotated[int, Field(ge=0, le=100), NotBool] = 5
+    keep: Live[Annotated[int, Field(ge=0, le=100), NotBool]] = 5
     """Old files kept beside it (`.log.1` is the youngest)."""
 
 
@@ -169,28 +170,28 @@ class Logs(Model):
 class Service(Model):
     """What every entry of the file has."""
 
-    description: str = ""
+    description: Nothing[str] = ""
     """For people; changes nothing."""
-    enabled: bool = True
+    enabled: Scale[bool] = True
     """false: left out, as if it were not in the file."""
-    env: Env = {}
+    env: Replace[Env] = {}
     """Environment variables, over those of the supervisor and of `env` at the top."""
-    depends_on: tuple[str, ...] = ()
+    depends_on: Live[tuple[str, ...]] = ()
     """Services that must be ready before this one starts, besides those its role needs."""
-    restart: RestartField = Restart()
+    restart: Live[RestartField] = Restart()
     """Restart policy; `restart: never` is short for `restart: {policy: never}`."""
-    probes: Probes = Probes()
+    probes: Live[Probes] = Probes()
     """Startup, readiness and liveness probes."""
-    stop_grace: Duration = 30.0
+    stop_grace: Live[Duration] = 30.0
     """Time between SIGTERM and sterner signals; a worker finishes its streams in it."""
 
 
 class PythonService(Service):
     """A service that is a FastChat module."""
 
-    python: str | None = None
+    python: Replace[str | None] = None
     """Interpreter to run it with, for engines that need an environment of their own."""
-    args: Words = ()
+    args: Replace[Words] = ()
     """Flags passed on verbatim, after all others."""
 
 
@@ -211,13 +212,13 @@ def _address(value: str) -> str:
 class Controller(PythonService):
     """FastChat's controller, started here or somewhere else (`external`)."""
 
-    external: Annotated[str, AfterValidator(_address)] | None = None
+    external: Restarts[Annotated[str, AfterValidator(_address)] | None] = None
     """Address of a controller that runs elsewhere, `http://host:21001`; nothing is started here."""
-    host: Host = "127.0.0.1"
+    host: Restarts[Host] = "127.0.0.1"
     """Address to listen on. The controller has no authentication: keep it on loopback."""
-    port: Port = 21001
+    port: Restarts[Port] = 21001
     """Port to listen on."""
-    dispatch_method: Literal["lottery", "shortest_queue"] = "shortest_queue"
+    dispatch_method: Restarts[Literal["lottery", "shortest_queue"]] = "shortest_queue"
     """How the controller picks one of a model's workers."""
 
 
@@ -232,39 +233,45 @@ def _split_keys(value: Any) -> Any:
 class ApiServer(PythonService):
     """FastChat's OpenAI-compatible API server."""
 
-    host: Host = "127.0.0.1"
+    host: Replace[Host] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 opens it to the network."""
-    port: Port = 8000
+    port: Replace[Port] = 8000
     """Port to listen on."""
-    allow_credentials: bool = False
+    allow_credentials: Replace[bool] = False
     """CORS: allow credentials."""
-    allowed_origins: tuple[str, ...] = ("*",)
+    allowed_origins: Replace[tuple[str, ...]] = ("*",)
     """CORS: allowed origins."""
-    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_methods: Replace[tuple[str, ...]] = ("*",)
     """CORS: allowed methods."""
-    allowed_headers: tuple[str, ...] = ("*",)
+    allowed_headers: Replace[tuple[str, ...]] = ("*",)
     """CORS: allowed headers."""
-    api_keys: Annotated[
-        tuple[SecretStr, ...],
-        BeforeValidator(_split_keys, json_schema_input_type=list[str | int] | str),
+    api_keys: Replace[
+        Annotated[
+            tuple[SecretStr, ...],
+            BeforeValidator(_split_keys, json_schema_input_type=list[str | int] | str),
+        ]
     ] = ()
     """Keys that clients must send; none means: open to all who reach the port. Never shown."""
-    api_keys_file: str | None = None
+    retry_for: Replace[Duration] = 10.0
+    """How long a request may wait for a controller or worker that is away for a moment (a restart,
+    a roll-out, a crash) before it fails; it is asked again, of another replica if there is one, as
+    long as no byte of the answer has been sent."""
+    api_keys_file: Replace[str | None] = None
     """File with one key a line (`#` starts a comment), added to `api_keys`."""
 
 
 class WebServer(PythonService):
     """FastChat's gradio web server."""
 
-    host: Host = "127.0.0.1"
+    host: Restarts[Host] = "127.0.0.1"
     """Address to listen on."""
-    port: Port = 7860
+    port: Restarts[Port] = 7860
     """Port to listen on."""
-    share: bool = False
+    share: Restarts[bool] = False
     """Make a public gradio link."""
-    concurrency_count: Count = 10
+    concurrency_count: Restarts[Count] = 10
     """Requests handled at once."""
-    model_list_mode: Literal["once", "reload"] = "reload"
+    model_list_mode: Restarts[Literal["once", "reload"]] = "reload"
     """Read the list of models once, or at every page load."""
 
 
@@ -274,44 +281,44 @@ class WebServer(PythonService):
 class Gptq(Model):
     """GPTQ quantization."""
 
-    ckpt: str | None = None
+    ckpt: Replace[str | None] = None
     """Checkpoint; the model path if left out."""
-    wbits: Literal[2, 3, 4, 8, 16]
+    wbits: Replace[Literal[2, 3, 4, 8, 16]]
     """Bits per weight (required); 16 is FastChat's word for "off"."""
-    groupsize: Whole = -1
+    groupsize: Replace[Whole] = -1
     """Group size; -1 uses the full row."""
-    act_order: bool = False
+    act_order: Replace[bool] = False
     """Activation-order heuristic."""
 
 
 class Awq(Model):
     """AWQ quantization."""
 
-    ckpt: str | None = None
+    ckpt: Replace[str | None] = None
     """Checkpoint; the model path if left out."""
-    wbits: Literal[4, 16]
+    wbits: Replace[Literal[4, 16]]
     """Bits per weight (required); 16 is FastChat's word for "off"."""
-    groupsize: Whole = -1
+    groupsize: Replace[Whole] = -1
     """Group size; -1 uses the full row."""
 
 
 class Exllama(Model):
     """ExLlamaV2 kernel."""
 
-    max_seq_len: Count = 4096
+    max_seq_len: Replace[Count] = 4096
     """Longest sequence."""
-    gpu_split: str | None = None
+    gpu_split: Replace[str | None] = None
     """GiB per GPU, as `20,7`."""
-    cache_8bit: bool = False
+    cache_8bit: Replace[bool] = False
     """8-bit cache."""
 
 
 class Xft(Model):
     """xFasterTransformer (CPU)."""
 
-    max_seq_len: Count = 4096
+    max_seq_len: Replace[Count] = 4096
     """Longest sequence."""
-    dtype: Literal["fp16", "bf16", "int8", "bf16_fp16", "bf16_int8"] | None = None
+    dtype: Replace[Literal["fp16", "bf16", "int8", "bf16_fp16", "bf16_int8"] | None] = None
     """Data type."""
 
 
@@ -358,169 +365,178 @@ GpuMemory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*[KMG]i?[bB]$")]
 class Worker(PythonService):
     """What every kind of worker has."""
 
-    replicas: Annotated[int, Field(ge=0, le=1000), NotBool] = 1
+    replicas: Scale[Annotated[int, Field(ge=0, le=1000), NotBool]] = 1
     """Running copies; each has its own port, and its own share of `gpus`."""
-    host: Host = "127.0.0.1"
+    host: Replace[Host] = "127.0.0.1"
     """Address to listen on. Workers have no authentication: keep it on loopback."""
-    port: Port | None = None
+    port: Replace[Port | None] = None
     """Port of the first replica, the others follow; left out, one is taken from `port_range`."""
-    gpus: Gpus = ()
+    rollout: Live[Literal["surge", "recreate"] | None] = None
+    """How a changed replica is replaced. `surge`: the new one starts beside the old and takes over
+    when it has answered a prompt; `recreate`: the old one ends first. Left out: `surge` on the CPU,
+    `recreate` on GPUs, whose memory does not hold the model twice."""
+    max_unavailable: Live[Count] = 1
+    """Replicas that `recreate` may take away at a time."""
+    drain_timeout: Live[Duration] = 300.0
+    """How long a worker that is to stop may go on with the requests that it has; it gets no new
+    ones. After that come SIGTERM and `stop_grace`."""
+    gpus: Replace[Gpus] = ()
     """GPUs of this service: indices as nvidia-smi shows them, or UUIDs. They are dealt out to the
     replicas, `num_gpus` to each, which sees no other (CUDA_VISIBLE_DEVICES)."""
-    num_gpus: Count | None = None
+    num_gpus: Replace[Count | None] = None
     """GPUs of one replica; left out, `gpus` are divided evenly among the replicas."""
 
 
 class LimitedWorker(Worker):
     """A worker that can limit its load; `mlx_worker` cannot."""
 
-    limit_worker_concurrency: Count | None = None
+    limit_worker_concurrency: Replace[Count | None] = None
     """Requests worked on at once; FastChat's default is 5, for vLLM, SGLang and LightLLM 1024."""
 
 
 class OneModel(Worker):
     """A worker with one model."""
 
-    model_path: str = Field(min_length=1)
+    model_path: Replace[str] = Field(min_length=1)
     """Folder (relative to this file) or Hugging Face repository."""
-    model_names: Names = ()
+    model_names: Reregister[Names] = ()
     """Names under which clients ask for the model; left out, the worker's key."""
-    conv_template: str | None = None
+    conv_template: Replace[str | None] = None
     """FastChat's conversation template; left out, chosen by the model path."""
 
 
 class ModelOptions(LimitedWorker):
     """Options of FastChat's own loader (`add_model_args`)."""
 
-    device: Literal["cpu", "cuda", "mps", "xpu", "npu"] = "cuda"
+    device: Replace[Literal["cpu", "cuda", "mps", "xpu", "npu"]] = "cuda"
     """Where the model runs; `cpu` sees no GPU at all."""
-    max_gpu_memory: GpuMemory | None = None
+    max_gpu_memory: Replace[GpuMemory | None] = None
     """Memory per GPU to use for weights, as `20GiB`."""
-    load_8bit: bool = False
+    load_8bit: Replace[bool] = False
     """8-bit quantization while loading."""
-    cpu_offloading: bool = False
+    cpu_offloading: Replace[bool] = False
     """Offload excess weights to the CPU; only with `load_8bit`."""
-    gptq: Gptq | None = None
+    gptq: Replace[Gptq | None] = None
     """GPTQ quantization."""
-    exllama: Exllama | None = None
+    exllama: Replace[Exllama | None] = None
     """ExLlamaV2 kernel for GPTQ models."""
-    xft: Xft | None = None
+    xft: Replace[Xft | None] = None
     """xFasterTransformer (CPU only)."""
-    stream_interval: Count | None = None
+    stream_interval: Replace[Count | None] = None
     """Tokens between two pieces of a stream; FastChat's default is 2."""
 
 
 class ModelWorker(ModelOptions, OneModel):
     """FastChat's own worker (`fastchat.serve.model_worker`)."""
 
-    kind: Literal["model_worker"] = "model_worker"
+    kind: Replace[Literal["model_worker"]] = "model_worker"
     """Kind of worker."""
-    revision: str | None = None
+    revision: Replace[str | None] = None
     """Revision of the Hugging Face repository; FastChat's default is main."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    dtype: Replace[Literal["float32", "float16", "bfloat16"] | None] = None
     """Data type of the weights."""
-    awq: Awq | None = None
+    awq: Replace[Awq | None] = None
     """AWQ quantization."""
-    embed_in_truncate: bool = False
+    embed_in_truncate: Replace[bool] = False
     """Truncate what is too long for an embedding."""
-    seed: Whole | None = None
+    seed: Replace[Whole | None] = None
     """Random seed of every generation."""
-    debug: bool = False
+    debug: Replace[bool] = False
     """Debug output."""
 
 
 class NamedModel(Model):
     """One of several models in a worker."""
 
-    model_path: str = Field(min_length=1)
+    model_path: Replace[str] = Field(min_length=1)
     """Folder (relative to this file) or Hugging Face repository."""
-    model_names: Annotated[Names, Field(min_length=1)]
+    model_names: Replace[Annotated[Names, Field(min_length=1)]]
     """Names under which clients ask for it."""
-    conv_template: str | None = None
+    conv_template: Replace[str | None] = None
     """FastChat's conversation template; left out, chosen by the model path."""
 
 
 class MultiModelWorker(ModelOptions):
     """Several models in one process, on the same GPUs (`multi_model_worker`)."""
 
-    kind: Literal["multi_model_worker"]
+    kind: Replace[Literal["multi_model_worker"]]
     """Kind of worker."""
-    models: Annotated[tuple[NamedModel, ...], Field(min_length=1)]
+    models: Replace[Annotated[tuple[NamedModel, ...], Field(min_length=1)]]
     """The models."""
-    conv_template: str | None = None
+    conv_template: Replace[str | None] = None
     """FastChat's conversation template for every model that names none."""
 
 
 class VllmWorker(LimitedWorker, OneModel):
     """vLLM (`vllm_worker`). Any engine argument of vLLM can be given in `args`."""
 
-    kind: Literal["vllm_worker"]
+    kind: Replace[Literal["vllm_worker"]]
     """Kind of worker."""
-    trust_remote_code: bool = True
+    trust_remote_code: Replace[bool] = True
     """Run code that comes with the model."""
-    gpu_memory_utilization: Share | None = None
+    gpu_memory_utilization: Replace[Share | None] = None
     """Share of each GPU's memory to use; vLLM's default here is 0.9."""
-    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None = None
+    dtype: Replace[Literal["auto", "half", "float16", "bfloat16", "float", "float32"] | None] = None
     """Data type of weights and activations."""
-    quantization: str | None = None
+    quantization: Replace[str | None] = None
     """How the weights are quantized, as `awq`, `gptq`, `fp8`."""
-    max_model_len: Count | None = None
+    max_model_len: Replace[Count | None] = None
     """Longest context."""
-    revision: str | None = None
+    revision: Replace[str | None] = None
     """Revision of the Hugging Face repository."""
 
 
 class SglangWorker(LimitedWorker, OneModel):
     """SGLang (`sglang_worker`)."""
 
-    kind: Literal["sglang_worker"]
+    kind: Replace[Literal["sglang_worker"]]
     """Kind of worker."""
-    tokenizer_path: str | None = None
+    tokenizer_path: Replace[str | None] = None
     """Tokenizer; the model path if left out."""
-    trust_remote_code: bool = True
+    trust_remote_code: Replace[bool] = True
     """Run code that comes with the model."""
-    mem_fraction_static: Share | None = None
+    mem_fraction_static: Replace[Share | None] = None
     """Share of GPU memory for weights and cache; FastChat's default is 0.9."""
-    multimodal: bool = False
+    multimodal: Replace[bool] = False
     """Register as a multimodal model."""
 
 
 class LightllmWorker(LimitedWorker, OneModel):
     """LightLLM (`lightllm_worker`)."""
 
-    kind: Literal["lightllm_worker"]
+    kind: Replace[Literal["lightllm_worker"]]
     """Kind of worker."""
-    tokenizer_mode: Literal["slow", "auto"] | None = None
+    tokenizer_mode: Replace[Literal["slow", "auto"] | None] = None
     """Tokenizer load mode; FastChat's default is slow."""
-    max_total_token_num: Count | None = None
+    max_total_token_num: Replace[Count | None] = None
     """Tokens that GPU and model can hold."""
-    max_req_input_len: Count | None = None
+    max_req_input_len: Replace[Count | None] = None
     """Longest input."""
-    max_req_total_len: Count | None = None
+    max_req_total_len: Replace[Count | None] = None
     """Longest input and output together."""
-    mode: tuple[Annotated[str, Field(pattern=r"^\w+$")], ...] = ()
+    mode: Replace[tuple[Annotated[str, Field(pattern=r"^\w+$")], ...]] = ()
     """LightLLM modes, as `triton_int8kv`."""
-    trust_remote_code: bool = False
+    trust_remote_code: Replace[bool] = False
     """Run code that comes with the model."""
 
 
 class MlxWorker(OneModel):
     """Apple MLX (`mlx_worker`)."""
 
-    kind: Literal["mlx_worker"]
+    kind: Replace[Literal["mlx_worker"]]
     """Kind of worker."""
-    trust_remote_code: bool = True
+    trust_remote_code: Replace[bool] = True
     """Run code that comes with the model."""
 
 
 class HuggingfaceApiWorker(LimitedWorker):
     """Models behind Hugging Face's inference API (`huggingface_api_worker`)."""
 
-    kind: Literal["huggingface_api_worker"]
+    kind: Replace[Literal["huggingface_api_worker"]]
     """Kind of worker."""
-    model_info_file: str
+    model_info_file: Replace[str]
     """JSON file (relative to this file) that describes the models, their names included."""
-    seed: Whole | None = None
+    seed: Replace[Whole | None] = None
     """Random seed of every generation."""
 
 
@@ -587,11 +603,11 @@ Defaults = _defaults_model()
 class Command(Service):
     """Anything else that belongs to the cluster."""
 
-    command: Program
+    command: Restarts[Program]
     """Program and arguments, as a list. No shell is involved."""
-    cwd: str | None = None
+    cwd: Restarts[str | None] = None
     """Working directory (relative to this file, whose folder is the default)."""
-    ready: Question | None = None
+    ready: Live[Question | None] = None
     """What its startup and readiness probes ask; left out, it is ready once it runs."""
 
 
@@ -633,38 +649,42 @@ class Cluster(Model):
 
     model_config = ConfigDict(json_schema_extra={"patternProperties": {"^x-": True}})
 
-    description: str = ""
+    description: Nothing[str] = ""
     """For people; changes nothing."""
-    controller: Annotated[Controller | None, BeforeValidator(_empty_section)] = None
+    controller: Scale[Annotated[Controller | None, BeforeValidator(_empty_section)]] = None
     """FastChat's controller; left out, one with default options if a worker needs it."""
-    defaults: Annotated[
-        Defaults,  # type: ignore[valid-type]
-        BeforeValidator(_empty_section, json_schema_input_type=Defaults | None),
+    defaults: Nothing[
+        Annotated[
+            Defaults,  # type: ignore[valid-type]
+            BeforeValidator(_empty_section, json_schema_input_type=Defaults | None),
+        ]
     ] = Defaults()
     """Options for every worker whose kind has them; a worker's own value wins."""
-    workers: Annotated[
-        Workers, BeforeValidator(_empty_section, json_schema_input_type=Workers | None)
+    workers: Scale[
+        Annotated[Workers, BeforeValidator(_empty_section, json_schema_input_type=Workers | None)]
     ] = {}
     """The workers; the key is the model's name for clients, unless `model_names` says otherwise."""
-    api_server: Annotated[ApiServer | None, BeforeValidator(_empty_section)] = None
+    api_server: Scale[Annotated[ApiServer | None, BeforeValidator(_empty_section)]] = None
     """FastChat's OpenAI-compatible API server."""
-    web_server: Annotated[WebServer | None, BeforeValidator(_empty_section)] = None
+    web_server: Scale[Annotated[WebServer | None, BeforeValidator(_empty_section)]] = None
     """FastChat's gradio web server."""
-    services: Annotated[
-        Services, BeforeValidator(_empty_section, json_schema_input_type=Services | None)
+    services: Scale[
+        Annotated[Services, BeforeValidator(_empty_section, json_schema_input_type=Services | None)]
     ] = {}
     """Anything else that belongs to the cluster."""
-    env: Env = {}
+    env: Replace[Env] = {}
     """Environment variables for every service."""
-    python: str | None = None
+    python: Replace[str | None] = None
     """Interpreter for every FastChat service; left out, the supervisor's own."""
-    port_range: PortRange = (21002, 21999)
+    port_range: Replace[PortRange] = (21002, 21999)
     """Ports for workers that name none, as `21002-21999`."""
-    logs: Logs = Logs()
+    watch: Live[bool] = True
+    """Apply this file whenever it is saved; false: only on `llm-supervisor reload` or SIGHUP."""
+    logs: Live[Logs] = Logs()
     """How output is kept."""
-    run_dir: str | None = None
+    run_dir: NextUp[str | None] = None
     """Folder (relative to this file) of the control socket and state."""
-    log_dir: str | None = None
+    log_dir: NextUp[str | None] = None
     """Folder (relative to this file) of the log files."""
 
     @model_validator(mode="before")
