@@ -25,6 +25,7 @@ def instance(name: str = "controller", **fields: Any) -> InstanceSpec:
     plain = InstanceSpec(
         name=name,
         service=name,
+        slot=name,
         role=Role.CONTROLLER if name == "controller" else Role.COMMAND,
         kind="command",
         argv=("run", name),
@@ -41,6 +42,7 @@ def instance(name: str = "controller", **fields: Any) -> InstanceSpec:
         restart=RestartPolicy(),
         stop_grace=30.0,
         in_rotation=False,
+        launch="as at first",
     )
     return replace(plain, **fields)
 

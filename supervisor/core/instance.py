@@ -77,6 +77,8 @@ class InstanceSpec:
 
     name: str
     service: str
+    slot: str
+    """The replica that it is: its name, but for one that a rollout has started beside another."""
     role: Role
     kind: str
     argv: tuple[str, ...]
@@ -96,6 +98,17 @@ class InstanceSpec:
     stop_grace: float
     in_rotation: bool
     """Whether it gets its requests through the controller, and so must be registered there."""
+    launch: str
+    """Stands for all that its process was started with; another one needs another process. Names,
+    addresses and ports that the supervisor chooses or can change while it runs are not in it."""
     multimodal: bool = False
+    drain_timeout: float = 0.0
+    """Seconds that it may go on with the requests it has, when it is to stop."""
+    surge: bool = False
+    """Its successor starts beside it, and not in its place."""
+    max_unavailable: int = 1
+    """Replicas of its service that may be taken away at a time to start their successors."""
+    beside: InstanceSpec | None = None
+    """The same under another name and port, for a surge; None: no name or port is to be had."""
     secret_input: bytes | None = field(default=None, repr=False)
     """Written to its stdin and closed; how secrets reach it outside argv and environment."""

@@ -54,6 +54,8 @@ class Outcome(StrEnum):
 class Stage(StrEnum):
     """How firmly it has been asked to stop."""
 
+    DRAIN = "drain"
+    """Not at all yet: it gets no new requests, and goes on with those it has."""
     TERM = "SIGTERM"
     INT = "SIGINT"
     KILL = "SIGKILL"
@@ -196,6 +198,20 @@ class EnteredRotation:
 
 
 @dataclass(frozen=True, slots=True)
+class Drained:
+    """It has no request any more, and gets none."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adjusted:
+    """It is supervised by another spec from now on; ``before`` is the one until now."""
+
+    before: InstanceSpec
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     epoch: int
 
@@ -213,6 +229,8 @@ Event = (
     | Diagnosed
     | Probed
     | EnteredRotation
+    | Drained
+    | Adjusted
     | TimerFired
 )
 
@@ -252,13 +270,22 @@ class LeaveRotation:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """Tell when it has no request any more."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnose:
     """Read the log of the process that exited and say why."""
 
     run: int
 
 
-Effect = Spawn | Signal | StartProbes | StopProbes | EnterRotation | LeaveRotation | Diagnose
+Effect = (
+    Spawn | Signal | StartProbes | StopProbes | EnterRotation | LeaveRotation | Drain | Diagnose
+)
 Step = tuple[Status, tuple[Effect, ...]]
 
 
@@ -341,11 +368,11 @@ def _dependents_stopped(status: Status, event: DependentsStopped, at: _Moment) -
 def _hurried(status: Status, event: Hurried, at: _Moment) -> Step:
     match status.state:
         case State.STOPPING:
-            return _escalate(status, at, HURRIED_GRACE)
+            return _hurry(status, at)
         case State.STARTING | State.READY | State.UNREADY if not status.wanted:
             begun, effects = _begin_stop(status, status.stop_reason, at)
-            after, more = _escalate(begun, at, HURRIED_GRACE)
-            return after, effects + more
+            after, more = _hurry(begun, at)
+            return after, tuple(one for one in effects if not isinstance(one, Drain)) + more
         case State.STARTING | State.READY | State.UNREADY:
             return status, ()
         case State.STOPPED | State.BACKOFF | State.FAILED:
@@ -474,6 +501,28 @@ def _entered_rotation(status: Status, event: EnteredRotation, at: _Moment) -> St
     return status, ()
 
 
+def _drained(status: Status, event: Drained, at: _Moment) -> Step:
+    if status.state is State.STOPPING and status.stage is Stage.DRAIN:
+        return _terminate(status, at)
+    return status, ()
+
+
+def _adjusted(status: Status, event: Adjusted, at: _Moment) -> Step:
+    """Ask what is to be asked now, and tell the controller of other names."""
+    before, spec = event.before, at.spec
+    checks: tuple[Check, ...] = ()
+    if status.state in (State.READY, State.UNREADY):
+        checks += (Check.READINESS,) if spec.readiness != before.readiness else ()
+        checks += (Check.LIVENESS,) if spec.liveness != before.liveness else ()
+    elif status.state is State.STARTING and status.pid is not None and not status.in_rotation:
+        checks += (Check.STARTUP,) if spec.startup and spec.startup != before.startup else ()
+    effects: tuple[Effect, ...] = (StartProbes(status.run, checks),) if checks else ()
+    known_as = (spec.models, spec.multimodal)
+    if status.in_rotation and known_as != (before.models, before.multimodal):
+        effects += (EnterRotation(status.run),)
+    return status, effects
+
+
 def _timer_fired(status: Status, event: TimerFired, at: _Moment) -> Step:
     if status.timer is None or status.timer.epoch != event.epoch:
         return status, ()
@@ -506,6 +555,8 @@ _HANDLERS: dict[type[Any], Callable[[Status, Any, _Moment], Step]] = {
     Diagnosed: _diagnosed,
     Probed: _probed,
     EnteredRotation: _entered_rotation,
+    Drained: _drained,
+    Adjusted: _adjusted,
     TimerFired: _timer_fired,
 }
 
@@ -593,22 +644,24 @@ def _begin_stop(
     effects: tuple[Effect, ...] = (StopProbes(),)
     if status.in_rotation:
         effects += (LeaveRotation(),)
-    if status.pid is not None:
-        effects += (Signal(Stage.TERM),)
-    status = _move(
-        status,
-        State.STOPPING,
-        reason,
-        at,
-        in_rotation=False,
-        again=again,
-        fault=fault,
-        stage=Stage.TERM,
-    )
+    serves = status.in_rotation and status.pid is not None
+    status = _move(status, State.STOPPING, reason, at, in_rotation=False, again=again, fault=fault)
+    if serves and fault is None and at.spec.drain_timeout > 0:
+        status = replace(status, stage=Stage.DRAIN, reason=f"{reason}; finishing its requests")
+        return _with_timer(status, at.spec.drain_timeout, at), (*effects, Drain(status.run))
+    after, more = _terminate(status, at)
+    return after, effects + more
+
+
+def _terminate(status: Status, at: _Moment) -> Step:
+    status = replace(status, stage=Stage.TERM)
+    effects = (Signal(Stage.TERM),) if status.pid is not None else ()
     return _with_timer(status, at.spec.stop_grace, at), effects
 
 
 def _escalate(status: Status, at: _Moment, interrupt_grace: float = INTERRUPT_GRACE) -> Step:
+    if status.stage is Stage.DRAIN:
+        return _terminate(replace(status, reason=_undrained(status, at)), at)
     stage = Stage.INT if status.stage is Stage.TERM else Stage.KILL
     stuck = status.stage is Stage.KILL
     text = f"pid {status.pid} is still there after {status.stage}; sending {stage}"
@@ -620,6 +673,18 @@ def _escalate(status: Status, at: _Moment, interrupt_grace: float = INTERRUPT_GR
     grace = interrupt_grace if stage is Stage.INT else KILL_GRACE
     effects = (Signal(stage),) if status.pid is not None else ()
     return _with_timer(status, grace, at), effects
+
+
+def _hurry(status: Status, at: _Moment) -> Step:
+    effects: tuple[Effect, ...] = ()
+    if status.stage is Stage.DRAIN:
+        status, effects = _terminate(status, at)
+    after, more = _escalate(status, at, HURRIED_GRACE)
+    return after, effects + more
+
+
+def _undrained(status: Status, at: _Moment) -> str:
+    return f"it still has requests after {at.now - status.since:.0f} s; sending {Stage.TERM}"
 
 
 def _ended(status: Status, what: str, *, succeeded: bool, at: _Moment) -> Step:

@@ -20,28 +20,29 @@ def assign(
     remembered: Mapping[str, int],
     first: int,
     last: int,
-    is_free: Callable[[int], bool],
+    is_free: Callable[[str, int], bool],
 ) -> dict[str, int]:
     """A port for each instance: the one it had if that is still to be had, else the lowest free.
 
-    ``taken`` are ports that the file gives to others. Raises ``NoPortLeft``.
+    ``taken`` are ports that the file gives to others; ``is_free(instance, port)`` may say yes for
+    the port that an instance holds itself. Raises ``NoPortLeft``.
     """
     used = set(taken)
     ports: dict[str, int] = {}
     for name in instances:
         port = remembered.get(name)
-        if port is not None and first <= port <= last and port not in used and is_free(port):
+        if port is not None and first <= port <= last and port not in used and is_free(name, port):
             ports[name] = port
             used.add(port)
     # A port that is remembered for an instance which is away for now is given out last.
     reserved = set(remembered.values()) - used
     candidates = [p for p in range(first, last + 1) if p not in used]
     candidates.sort(key=lambda port: (port in reserved, port))
-    free = (port for port in candidates if is_free(port))
+    left = iter(candidates)
     for name in instances:
         if name not in ports:
-            try:
-                ports[name] = next(free)
-            except StopIteration:
-                raise NoPortLeft(name) from None
+            port = next((port for port in left if is_free(name, port)), None)
+            if port is None:
+                raise NoPortLeft(name)
+            ports[name] = port
     return {name: ports[name] for name in instances}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 
 from supervisor.core.instance import InstanceSpec
+from supervisor.core.plan import candidates
 from supervisor.core.ports import NoPortLeft, assign
 from supervisor.fastchat import roles
 from supervisor.runtime.ports import why_taken
@@ -17,45 +19,69 @@ def prepare(
     remembered: Mapping[str, int],
     environ: Mapping[str, str],
     *,
-    running: bool = False,
+    running: Mapping[str, int] | None = None,
 ) -> dict[str, InstanceSpec]:
-    """Instances by name. ``remembered`` are the ports of the last run, by instance; if ``running``,
-    they are in use now, and rightly. Raises ``SpecError`` for ports that strangers hold.
+    """Instances by name. ``remembered`` are the ports of the last run, by instance, ``running``
+    those that our own instances hold now. Raises ``SpecError`` for ports that strangers hold.
     """
-    ours = set(remembered.values()) if running else set()
+    return _Ports(file, remembered, running or {}).expand(environ)
 
-    def is_free(host: str, port: int) -> bool:
-        return port in ours or why_taken(host, port) is None
 
-    findings: list[tuple[Place, str]] = []
-    fixed: dict[str, int] = {}
-    for listener in roles.listeners(file.cluster):
-        fixed[listener.instance] = listener.port
-        if listener.port not in ours:
-            why = why_taken(listener.host, listener.port)
-            if why is not None:
-                findings.append((listener.place, why))
-    first, last = file.cluster.port_range
-    hosts = {name: worker.host for name, _, worker, _ in roles.replicas(file.cluster)}
-    names = roles.without_port(file.cluster)
-    try:
-        chosen = assign(
+def ports_of(specs: Iterable[InstanceSpec]) -> dict[str, int]:
+    """What the next run is to remember."""
+    forms = (form for spec in specs for form in candidates(spec))
+    return {form.name: form.port for form in forms if form.port is not None}
+
+
+class _Ports:
+    def __init__(
+        self, file: ClusterFile, remembered: Mapping[str, int], running: Mapping[str, int]
+    ) -> None:
+        self._file = file
+        self._remembered = {**remembered, **running}
+        self._running = running
+        self._ours = set(running.values())
+        workers = roles.replicas(file.cluster)
+        self._hosts = {worker.host for _, _, worker, _ in workers}
+
+    def expand(self, environ: Mapping[str, str]) -> dict[str, InstanceSpec]:
+        cluster = self._file.cluster
+        fixed = {one.instance: one.port for one in roles.listeners(cluster)}
+        findings = list(self._taken_by_strangers())
+        try:
+            chosen = self._assign(roles.without_port(cluster), set(fixed.values()))
+        except NoPortLeft as none_left:
+            first, last = cluster.port_range
+            name = none_left.instance
+            text = f"no free port is left for {name}; make the range {first}-{last} wider"
+            findings.append((("port_range",), text))
+        if findings:
+            raise self._file.error(findings)
+        # Where a surge finds no port, it is done in place, as if the file said `recreate`.
+        with contextlib.suppress(NoPortLeft):
+            used = {*fixed.values(), *chosen.values()}
+            chosen |= self._assign(roles.without_port_beside(cluster), used)
+        return roles.expand(self._file, chosen, environ)
+
+    def _taken_by_strangers(self) -> Iterator[tuple[Place, str]]:
+        for listener in roles.listeners(self._file.cluster):
+            if listener.port not in self._ours:
+                why = why_taken(listener.host, listener.port)
+                if why is not None:
+                    yield listener.place, why
+
+    def _assign(self, names: list[str], taken: set[int]) -> dict[str, int]:
+        first, last = self._file.cluster.port_range
+        return assign(
             names,
-            taken=set(fixed.values()),
-            remembered=remembered,
+            taken=taken,
+            remembered=self._remembered,
             first=first,
             last=last,
-            is_free=lambda port: all(is_free(host, port) for host in set(hosts.values())),
+            is_free=self._is_free,
         )
-    except NoPortLeft as none_left:
-        text = f"no free port is left for {none_left.instance}; make the range {first}-{last} wider"
-        findings.append((("port_range",), text))
-        chosen = {}
-    if findings:
-        raise file.error(findings)
-    return roles.expand(file, chosen, environ)
 
-
-def ports_of(specs: Mapping[str, InstanceSpec]) -> dict[str, int]:
-    """What the next run is to remember."""
-    return {name: spec.port for name, spec in specs.items() if spec.port is not None}
+    def _is_free(self, name: str, port: int) -> bool:
+        if port in self._ours:
+            return self._running.get(name) == port
+        return all(why_taken(host, port) is None for host in self._hosts)

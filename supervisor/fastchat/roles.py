@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -68,6 +69,32 @@ def without_port(cluster: spec.Cluster) -> list[str]:
     return [name for name, _, worker, _ in replicas(cluster) if worker.port is None]
 
 
+def beside(slot: str) -> str:
+    """The name of what a surge starts beside the instance that has the slot's own name.
+
+    The next rollout changes back: names, and with them ports and logs, stay few.
+    """
+    return f"{slot}.b"
+
+
+def without_port_beside(cluster: spec.Cluster) -> list[str]:
+    """Instances that a surge may start, which need a port of their own."""
+    return [
+        beside(name)
+        for name, _, worker, _ in replicas(cluster)
+        if worker.port is None and surges(worker)
+    ]
+
+
+def surges(worker: spec.Worker) -> bool:
+    """Whether its successor starts beside it. A GPU's memory seldom holds a model twice."""
+    if worker.rollout is not None:
+        return worker.rollout == "surge"
+    on_cpu = getattr(worker, "device", "") == "cpu"
+    remote = isinstance(worker, spec.HuggingfaceApiWorker)
+    return worker.port is None and (on_cpu or remote)
+
+
 def listeners(cluster: spec.Cluster) -> Iterator[Listener]:
     """Addresses that the file itself gives."""
     if controller := cluster.own_controller:
@@ -86,7 +113,8 @@ def expand(
 ) -> dict[str, InstanceSpec]:
     """All instances of the file, by name, in the order of start.
 
-    ``ports`` has one for every instance of ``without_port``; ``environ`` is the supervisor's own.
+    ``ports`` has one for every instance of ``without_port``, and may have some for those of
+    ``without_port_beside``; ``environ`` is the supervisor's own.
     """
     return {instance.name: instance for instance in _Expansion(file, ports, environ).instances()}
 
@@ -136,7 +164,7 @@ class _Expansion:
 
     def _api_server(self, server: spec.ApiServer) -> InstanceSpec:
         address = _url(server.host, server.port)
-        env = dict(_FASTCHAT_ENV)
+        env = {**_FASTCHAT_ENV, "LLM_SUPERVISOR_RETRY_SECONDS": f"{server.retry_for:g}"}
         secret = None
         if server.api_keys:
             env["LLM_SUPERVISOR_SECRETS"] = "stdin"
@@ -177,29 +205,54 @@ class _Expansion:
             questions=(Question(Ask.HTTP, (f"{address}/",)),),
         )
 
-    def _worker(self, name: str, service: str, worker: spec.Worker, i: int) -> InstanceSpec:
-        port = worker.port + i if worker.port is not None else self._ports[name]
+    def _worker(self, slot: str, service: str, worker: spec.Worker, i: int) -> InstanceSpec:
+        """The replica under its own name; with ``beside`` if there is a port for that."""
+        port = worker.port + i if worker.port is not None else self._ports[slot]
+        other = self._ports.get(beside(slot)) if worker.port is None else None
+        second = None
+        if other is not None and surges(worker):
+            second = self._replica(beside(slot), slot, service, worker, i, other, None)
+        return self._replica(slot, slot, service, worker, i, port, second)
+
+    def _replica(
+        self,
+        name: str,
+        slot: str,
+        service: str,
+        worker: spec.Worker,
+        i: int,
+        port: int,
+        second: InstanceSpec | None,
+    ) -> InstanceSpec:
+        kind: str = worker.kind  # type: ignore[attr-defined]  # every kind declares its own literal
         address = _url(worker.host, port)
         share = gpus_per_replica(worker)
         gpus = deal(worker.gpus, share, i) if worker.gpus and share else ()
         models, model_path, paths = self._models(service, worker)
-        words = flags.worker_flags(
-            worker,
-            port=port,
-            address=address,
-            controller_address=self._controller,
-            models=models,
-            model_path=model_path,
-            paths=paths,
-            gpu_count=share,
-        )
+
+        def words(port: int, address: str, controller: str, models: tuple[str, ...]) -> list[str]:
+            return flags.worker_flags(
+                worker,
+                port=port,
+                address=address,
+                controller_address=controller,
+                models=models,
+                model_path=model_path,
+                paths=paths,
+                gpu_count=share,
+            )
+
+        # Addresses and names are the supervisor's to tell: it registers the workers.
+        lasting = words(0, "", "", () if self._is_renamable(worker) else models)
         return self._instance(
             name,
             service,
             Role.WORKER,
-            worker.kind,  # type: ignore[attr-defined]  # every kind declares its own literal
+            kind,
             worker,
-            argv=self._entry(worker.kind, worker, words),  # type: ignore[attr-defined]
+            slot=slot,
+            argv=self._entry(kind, worker, words(port, address, self._controller, models)),
+            launched_as=(*self._entry(kind, worker, lasting), *_contents(worker, paths)),
             env={**_FASTCHAT_ENV, **_WORKER_ENV},
             devices=_devices(worker, gpus),
             address=address,
@@ -210,7 +263,20 @@ class _Expansion:
             questions=(Question(Ask.STATUS), Question(Ask.GENERATE)),
             in_rotation=True,
             multimodal=getattr(worker, "multimodal", False),
+            drain_timeout=worker.drain_timeout,
+            surge=surges(worker),
+            max_unavailable=worker.max_unavailable,
+            beside=second,
         )
+
+    def _is_renamable(self, worker: spec.Worker) -> bool:
+        """Whether the model's names can change while its process runs.
+
+        FastChat's workers with one model never look at the name in a request
+        (serve/base_model_worker.py), so it is the controller's affair; our controller never asks
+        them, FastChat's own does on every refresh.
+        """
+        return isinstance(worker, spec.OneModel) and bool(self._needs_controller)
 
     def _command(self, name: str, command: spec.Command) -> InstanceSpec:
         ready = _question(command.ready) if command.ready else None
@@ -239,6 +305,8 @@ class _Expansion:
         argv: tuple[str, ...],
         env: Mapping[str, str],
         questions: tuple[Question, ...],
+        slot: str = "",
+        launched_as: tuple[str, ...] | None = None,
         devices: Mapping[str, str] | None = None,
         cwd: str | None = None,
         address: str | None = None,
@@ -248,19 +316,28 @@ class _Expansion:
         depends_on: tuple[str, ...] = (),
         in_rotation: bool = False,
         multimodal: bool = False,
+        drain_timeout: float = 0.0,
+        surge: bool = False,
+        max_unavailable: int = 1,
+        beside: InstanceSpec | None = None,
         secret_input: bytes | None = None,
     ) -> InstanceSpec:
         given = {**self._cluster.env, **entry.env}
         variables = {**env, **given, **(devices or {})}
+        cwd = cwd or str(self._base)
+        # Without NO_PROXY, which follows the hosts of all workers: one more is no reason to
+        # restart the others.
+        launch = _digest(launched_as or argv, sorted(variables.items()), cwd, secret_input)
         variables |= _no_proxy({**self._environ, **given}, self._hosts)
         return InstanceSpec(
             name=name,
             service=service,
+            slot=slot or name,
             role=role,
             kind=kind,
             argv=argv,
             env=tuple(sorted(variables.items())),
-            cwd=cwd or str(self._base),
+            cwd=cwd,
             address=address,
             port=port or getattr(entry, "port", None),
             models=models,
@@ -276,7 +353,12 @@ class _Expansion:
             restart=RestartPolicy(**entry.restart.model_dump()),
             stop_grace=entry.stop_grace,
             in_rotation=in_rotation,
+            launch=launch,
             multimodal=multimodal,
+            drain_timeout=drain_timeout,
+            surge=surge,
+            max_unavailable=max_unavailable,
+            beside=beside,
             secret_input=secret_input,
         )
 
@@ -320,6 +402,18 @@ _WORKER_ENV = {
     "LLM_SUPERVISOR_NO_REGISTER": "1",  # some kinds register in spite of --no-register
     "TOKENIZERS_PARALLELISM": "false",  # warns at every request otherwise, once it has forked
 }
+
+
+def _digest(*parts: object) -> str:
+    """Not only for our own eyes: a secret must not be guessed from it, hence not cut short."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _contents(worker: spec.Worker, paths: Iterable[str]) -> Iterator[str]:
+    """What a file holds that a worker reads when it starts."""
+    if isinstance(worker, spec.HuggingfaceApiWorker):
+        for path in map(Path, paths):
+            yield path.read_text("utf-8", errors="replace") if path.is_file() else ""
 
 
 def _names_in(info: Path) -> tuple[str, ...]:

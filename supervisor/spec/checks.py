@@ -102,7 +102,8 @@ def _names(cluster: Cluster) -> Iterator[Finding]:
     taken["supervisor"] = "the supervisor itself, for its log"
     for service, worker in cluster.workers.items():
         for i in range(worker.replicas):
-            taken[f"{service}-{i}"] = f"replica {i} of workers.{service}"
+            for name in (f"{service}-{i}", f"{service}-{i}.b"):  # see roles.beside
+                taken[name] = f"replica {i} of workers.{service}"
     for group in ("workers", "services"):
         for name in getattr(cluster, group):
             if name in taken:

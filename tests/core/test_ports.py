@@ -27,7 +27,7 @@ def assigned(
         remembered=remembered or {},
         first=FIRST,
         last=last,
-        is_free=is_free,
+        is_free=lambda _, port: is_free(port),
     )
 
 
