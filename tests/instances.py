@@ -54,6 +54,7 @@ def worker(name: str = "vicuna-0", **fields: Any) -> InstanceSpec:
         "role": Role.WORKER,
         "kind": "model_worker",
         "models": ("vicuna",),
+        "port": None,  # nobody is in anybody's way
         "depends_on": ("controller",),
         "startup": Startup((STATUS, GENERATE), interval=0.25, timeout=5.0, deadline=DEADLINE),
         "in_rotation": True,

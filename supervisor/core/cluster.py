@@ -10,6 +10,8 @@ from supervisor.core.lifecycle import State, Status, on_probation
 
 class ClusterState(StrEnum):
     STARTING = "starting"
+    UPDATING = "updating"
+    """All is well, and a change of the file is on its way into service."""
     READY = "ready"
     DEGRADED = "degraded"
     STOPPING = "stopping"

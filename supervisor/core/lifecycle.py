@@ -414,8 +414,9 @@ def _exited(status: Status, event: Exited, at: _Moment) -> Step:
 
 
 def _diagnosed(status: Status, event: Diagnosed, at: _Moment) -> Step:
-    if event.exited_run < status.run - 1:
-        return status, ()
+    started_since = event.exited_run < status.run and status.streak == 0
+    if event.exited_run < status.run - 1 or started_since:
+        return status, ()  # by a person or a rollout: what was before has no say any more
     hopeless = status.hopeless + 1 if event.hopeless else 0
     is_latest = event.exited_run == status.run
     decision = status.reason.removeprefix(status.last_exit)
@@ -503,7 +504,7 @@ def _entered_rotation(status: Status, event: EnteredRotation, at: _Moment) -> St
 
 def _drained(status: Status, event: Drained, at: _Moment) -> Step:
     if status.state is State.STOPPING and status.stage is Stage.DRAIN:
-        return _terminate(status, at)
+        return _terminate(replace(status, reason=f"no request is left; sending {Stage.TERM}"), at)
     return status, ()
 
 

@@ -18,6 +18,8 @@ from supervisor.core.plan import candidates, form_of
 ROLLOUT_TRIES = 3
 """Starts in a row that may fail before a rollout is given up."""
 
+_BACK = "started again as it was, since the new one cannot be started"
+
 _SERVING = frozenset({State.READY, State.UNREADY})
 _WITHOUT_PROCESS = frozenset({State.STOPPED, State.BACKOFF, State.FAILED})
 
@@ -127,15 +129,16 @@ def next_steps(
     slots = _slots(wanted, members, histories)
     steps: list[Step] = [Forget(one.name) for one in members if _is_gone(one)]
     for member in members:
-        if member.spec.slot not in wanted and not member.leaving:
+        if member.leaving and member.status.wanted and not _is_gone(member):
+            steps.append(Retire(member.name, "its successor has taken over"))
+        elif member.spec.slot not in wanted and not member.leaving:
             steps.append(Retire(member.name, "it is no longer in the file"))
     services: dict[str, list[_Slot]] = {}
     for slot in slots:
         services.setdefault(slot.target.service, []).append(slot)
-    ports = {one.spec.port: one for one in members if one.state is not State.STOPPED}
     for group in services.values():
         steps += _of_service(group)
-    return [step for step in steps if not _must_wait(step, ports)]
+    return list(_without_collisions(steps, members))
 
 
 def serving(slot: str, members: Iterable[Member]) -> Member | None:
@@ -191,6 +194,10 @@ def _failure_sentence(slot: _Slot) -> str:
 class _Slot:
     target: InstanceSpec
     """What is to run here: what the file says or, if that cannot be started, what ran last."""
+    asked: str
+    """What the file says: its ``launch``."""
+    goes_back: bool
+    """The target is what ran last: here or in another replica, the new one cannot be started."""
     failure: Failure | None
     good: InstanceSpec | None
     live: list[Member]
@@ -198,7 +205,8 @@ class _Slot:
 
     def form_of(self, member: Member) -> InstanceSpec | None:
         """What the member is of the target already; None if it must be replaced."""
-        return None if member.outdated else form_of(member.spec, self.target)
+        has_process = member.state not in _WITHOUT_PROCESS  # else its next one is new anyway
+        return None if member.outdated and has_process else form_of(member.spec, self.target)
 
     @property
     def fitting(self) -> list[Member]:
@@ -216,12 +224,13 @@ class _Slot:
         return not self.live or not all(one.stopped_on_purpose for one in self.live)
 
     @property
-    def is_surging(self) -> bool:
-        return bool(self.fitting and self.others)
+    def is_crowded(self) -> bool:
+        """It has one instance more than it should, if only until that has stopped."""
+        return len(self.live) + len(self.leaving) > 1
 
-    def free(self, besides: str = "") -> InstanceSpec | None:
+    def free(self) -> InstanceSpec | None:
         """A form of the target whose name nobody has."""
-        taken = {one.name for one in self.leaving} | {besides}
+        taken = {one.name for one in (*self.live, *self.leaving)}
         forms = candidates(self.target) if self.target.surge else [self.target]
         return next((form for form in forms if form.name not in taken), None)
 
@@ -231,18 +240,20 @@ def _slots(
     members: Sequence[Member],
     histories: Mapping[str, History],
 ) -> list[_Slot]:
+    failures = {slot: _failure(target, histories.get(slot)) for slot, target in wanted.items()}
+    stuck = {wanted[slot].service for slot, failure in failures.items() if failure is not None}
     found = []
     for slot, target in wanted.items():
-        history = histories.get(slot, History())
-        failure = history.failure
-        if failure is None or failure.launch != target.launch or history.good is None:
-            failure = None
+        good = histories.get(slot, History()).good
+        stays = target.service not in stuck or good is None or form_of(good, target) is not None
         here = [one for one in members if one.spec.slot == slot]
         found.append(
             _Slot(
-                target=history.good if failure and history.good else target,
-                failure=failure,
-                good=history.good,
+                target=target if stays or good is None else good,
+                asked=target.launch,
+                goes_back=not stays,
+                failure=failures[slot],
+                good=good,
                 live=[one for one in here if not one.leaving],
                 leaving=[one for one in here if one.leaving],
             )
@@ -250,11 +261,22 @@ def _slots(
     return found
 
 
+def _failure(target: InstanceSpec, history: History | None) -> Failure | None:
+    """Why the target is not tried any more; None if it is, for there is nothing to go back to."""
+    if history is None or history.failure is None or history.good is None:
+        return None
+    return history.failure if history.failure.launch == target.launch else None
+
+
 def _of_service(slots: Sequence[_Slot]) -> Iterator[Step]:
     replaceable: list[tuple[_Slot, Member]] = []
+    returning: list[_Slot] = []
     for slot in slots:
         if not slot.live:
-            yield from _fill(slot)
+            if slot.leaving:
+                returning.append(slot)
+            else:
+                yield from _fill(slot)
         elif slot.fitting:
             yield from _finish(slot)
         else:
@@ -266,74 +288,81 @@ def _of_service(slots: Sequence[_Slot]) -> Iterator[Step]:
                 replaceable.append((slot, base))
             elif base.state is State.STARTING:  # it serves nobody yet
                 yield Retire(base.name, "its successor starts instead")
-    yield from _take_turns(slots, replaceable)
+    yield from _take_turns(slots, returning, replaceable)
 
 
 def _fill(slot: _Slot) -> Iterator[Step]:
-    if slot.leaving and not slot.target.surge:
-        return  # what it holds (a GPU's memory) may not be there twice
     form = slot.free()
     if form is not None:
-        back = "started again as it was, since the new one cannot be started"
-        yield Launch(form, back if slot.failure else "it is in the file")
+        yield Launch(form, _BACK if slot.goes_back else "it is in the file")
 
 
 def _finish(slot: _Slot) -> Iterator[Step]:
     """What is wanted is there; what else is there goes as soon as it is no longer needed."""
     keep, *more = slot.fitting
     form = slot.form_of(keep)
-    if form is not None and form != keep.spec:
+    if form is not None and form != keep.spec and not slot.goes_back:
         yield Adjust(form)
     for one in more:
         yield Retire(one.name, f"{keep.name} is enough")
     others = slot.others
-    if keep.state is State.READY or keep.stopped_on_purpose:
+    gives_up = _cannot_start(keep.status)
+    if keep.stopped_on_purpose:  # the new one alone: what serves goes on
+        gives_up = any(one.state in _SERVING and one.status.wanted for one in others)
+    if gives_up and _can_fall_back(slot):
+        yield Abandon(slot.target.slot, Failure(slot.asked, keep.name, keep.status.reason))
+    elif keep.state is State.READY or keep.stopped_on_purpose:
         for one in others:
             yield Retire(one.name, f"{keep.name} has taken over")
-        return
-    for one in others[1:]:
-        yield Retire(one.name, f"{keep.name} is to take over")
-    if _can_fall_back(slot) and _cannot_start(keep.status):
-        yield Abandon(slot.target.slot, Failure(slot.target.launch, keep.name, keep.status.reason))
 
 
 def _swap(slot: _Slot, base: Member) -> Iterator[Step]:
     form = next((one for one in candidates(slot.target) if one.name == base.name), None)
-    if form is None:
-        yield Retire(base.name, "its successor has another name")
-    else:
+    if form is not None:
         start = base.state is not State.STOPPED
-        yield Swap(form, "its settings have changed" if start else base.status.reason, start)
+        why = _BACK if slot.goes_back else "its settings have changed"
+        yield Swap(form, why if start else base.status.reason, start)
+    elif not base.stopped_on_purpose:  # else its successor would be started
+        yield Retire(base.name, "its successor has another name")
 
 
 def _take_turns(
-    slots: Sequence[_Slot], replaceable: Sequence[tuple[_Slot, Member]]
+    slots: Sequence[_Slot],
+    returning: Sequence[_Slot],
+    replaceable: Sequence[tuple[_Slot, Member]],
 ) -> Iterator[Step]:
     """Replace serving instances: as few at a time as their service asks for."""
     failed = any(slot.failure for slot in slots)
-    surging = any(slot.is_surging for slot in slots)
+    crowded = any(slot.is_crowded for slot in slots)
     missing = sum(slot.is_missing for slot in slots)
+    for slot in returning:
+        # What a recreated one holds (a GPU's memory) may not be there twice.
+        if slot.target.surge and not crowded and slot.free() is not None:
+            crowded = True
+            yield from _fill(slot)
     for slot, base in replaceable:
-        if failed and not slot.failure:
+        if failed and not slot.failure and not slot.goes_back:
             continue
-        beside = slot.free(besides=base.name) if slot.target.surge else None
+        beside = slot.free() if slot.target.surge else None
         if beside is not None:
-            if not surging or slot.failure:
-                surging = True
+            if not crowded:
+                crowded = True
                 yield Launch(beside, f"to take over from {base.name}")
-        elif slot.target.surge and slot.leaving:
+        elif slot.target.surge and slot.is_crowded:
             continue  # the name is still in use; a moment later it is not
         elif base.state is not State.READY:
             yield Retire(base.name, "its successor starts in its place")
-        elif missing < slot.target.max_unavailable or slot.failure:
+        elif missing < slot.target.max_unavailable:
             missing += 1
             yield Retire(base.name, "its successor starts in its place")
 
 
 def _can_fall_back(slot: _Slot) -> bool:
     """Whether there is something that has worked, and is not what fails now."""
-    if slot.good is None or slot.failure is not None:
+    if slot.good is None:
         return False
+    if slot.failure is not None:
+        return any(one.outdated for one in slot.others)  # a restart asked for since
     return bool(slot.others) or slot.good.launch != slot.target.launch
 
 
@@ -345,12 +374,26 @@ def _cannot_start(status: Status) -> bool:
     return failing and (status.hopeless > 0 or status.streak >= ROLLOUT_TRIES)
 
 
-def _must_wait(step: Step, ports: Mapping[int | None, Member]) -> bool:
-    """Another slot's instance that is about to end may still hold the port."""
-    if not isinstance(step, Launch) or step.spec.port is None:
-        return False
-    holder = ports.get(step.spec.port)
-    return holder is not None and holder.spec.slot != step.spec.slot
+def _without_collisions(steps: Iterable[Step], members: Sequence[Member]) -> Iterator[Step]:
+    """What starts on a port waits until another slot's instance has left it."""
+    held = {(one.spec.port, one.spec.slot) for one in members if one.state is not State.STOPPED}
+    waiting = {one.name for one in members if one.status.wanted}
+
+    def is_held(spec: InstanceSpec) -> bool:
+        taken = any(spec.port == port and spec.slot != slot for port, slot in held)
+        return taken and spec.port is not None
+
+    for step in steps:
+        match step:
+            case Launch(spec) if is_held(spec):
+                continue
+            case Launch(spec):
+                held.add((spec.port, spec.slot))
+                yield step
+            case Swap(spec, _, start) if (start or spec.name in waiting) and is_held(spec):
+                yield Retire(spec.name, "its new port is still in use")
+            case _:
+                yield step
 
 
 def _is_gone(member: Member) -> bool:
@@ -360,4 +403,6 @@ def _is_gone(member: Member) -> bool:
 def _rank(member: Member) -> int:
     """The most useful first."""
     order = (State.READY, State.UNREADY, State.STARTING)
-    return order.index(member.state) if member.state in order else len(order)
+    if member.state in order:
+        return order.index(member.state)
+    return len(order) + member.stopped_on_purpose

@@ -21,18 +21,18 @@ from pydantic.json_schema import models_json_schema
 
 from supervisor import __version__
 from supervisor.core.cluster import ClusterState
-from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State, Status
-from supervisor.core.plan import plan
 from supervisor.daemon import views
 from supervisor.daemon.explain import explain
 from supervisor.daemon.journal import Entry, Journal
-from supervisor.daemon.planning import changes
+from supervisor.daemon.planning import changes_of
 from supervisor.daemon.reconciler import GoDown, Reconciler
+from supervisor.daemon.reload import Reloader
 from supervisor.runtime.logs import follow, last_words, tail
 from supervisor.spec.problems import SpecError
 
-_MAX_BODY = 64 * 1024
+_MAX_BODY = 8 * 1024 * 1024
+"""Room for the largest cluster file as a JSON text."""
 _WHY_LINES = 15
 
 
@@ -48,8 +48,7 @@ class Daemon:
     started: float
     """Seconds since the epoch."""
     log_path: Callable[[str], Path]
-    read_file: Callable[[], dict[str, InstanceSpec]]
-    """Load the file as it is now; raises SpecError."""
+    reloader: Reloader
 
 
 class Refusal(Exception):
@@ -65,6 +64,7 @@ class Refusal(Exception):
 
 async def get_status(daemon: Daemon, request: web.Request) -> views.StatusView:
     """The cluster and all its instances."""
+    progress = daemon.reconciler.progress()
     return views.StatusView(
         cluster=views.ClusterView(
             state=daemon.reconciler.state.value,
@@ -74,6 +74,9 @@ async def get_status(daemon: Daemon, request: web.Request) -> views.StatusView:
             since=_iso(daemon.started),
             run_dir=str(daemon.run_dir),
             log_dir=str(daemon.log_dir),
+            problems=[str(problem) for problem in daemon.reloader.problems],
+            under_way=progress.under_way,
+            failed=progress.failed,
         ),
         instances=[_instance(daemon, name) for name in daemon.reconciler.specs],
     )
@@ -86,11 +89,55 @@ async def get_why(daemon: Daemon, request: web.Request) -> views.WhysView:
 
 async def get_plan(daemon: Daemon, request: web.Request) -> views.PlanView:
     """What the file as it is now would change."""
+    return await _plan(daemon, None)
+
+
+async def post_plan(daemon: Daemon, request: web.Request) -> views.PlanView:
+    """What the file would change if it held the `text` of the body."""
     try:
-        wanted = await asyncio.to_thread(daemon.read_file)
+        text = (await request.json())["text"]
+    except (ValueError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise Refusal(400, 'the body must be {"text": "the YAML of a cluster file"}')
+    return await _plan(daemon, text)
+
+
+async def _plan(daemon: Daemon, text: str | None) -> views.PlanView:
+    try:
+        return await daemon.reloader.plan(text)
     except SpecError as error:
         raise Refusal(422, str(error)) from None
-    return changes(plan(dict(daemon.reconciler.specs), wanted), wanted)
+
+
+async def post_reload(daemon: Daemon, request: web.Request) -> views.ReloadView:
+    """Apply the file as it is now. With `retry=1`, also try again what could not be started."""
+    _refuse_if_going_down(daemon)
+    try:
+        done = await daemon.reloader.reload(retry=_flag(request, "retry"))
+    except SpecError as error:
+        raise Refusal(422, str(error)) from None
+    return views.ReloadView(changed=done.changed, number=done.number, changes=changes_of(done.plan))
+
+
+async def get_settled(daemon: Daemon, request: web.Request) -> views.SettledView:
+    """Return when the last change is in service, or has failed; `timeout` in seconds bounds it."""
+    timeout = _number(request, "timeout", 600.0, most=86400.0)
+    reconciler = daemon.reconciler
+
+    def is_settled() -> bool:
+        progress = reconciler.progress()
+        return bool(progress.failed) or not progress.under_way
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            await reconciler.until(is_settled)
+    progress = reconciler.progress()
+    return views.SettledView(
+        settled=not (progress.failed or progress.under_way),
+        under_way=progress.under_way,
+        failed=progress.failed,
+    )
 
 
 async def post_start(daemon: Daemon, request: web.Request) -> views.AcceptedView:
@@ -128,27 +175,36 @@ async def get_wait(daemon: Daemon, request: web.Request) -> views.WaitView:
     `timeout` in seconds bounds the wait. It ends early when an instance has failed for good.
     """
     asked = request.query.getall("service", [])
-    names = [n for one in asked for n in _resolve(daemon, one)] or list(daemon.reconciler.specs)
+    for one in asked:
+        _resolve(daemon, one)
     timeout = _number(request, "timeout", 600.0, most=86400.0)
-    statuses = daemon.reconciler.statuses
+    reconciler = daemon.reconciler
 
     def unready() -> list[str]:
+        """Looked up anew each time: a rollout brings other instances."""
+        names = [n for one in asked for n in _find(daemon, one)] or list(reconciler.specs)
         return [
             name
             for name in names
-            if statuses[name].state is not State.READY and (asked or statuses[name].wanted)
+            if not reconciler.is_leaving(name)
+            and reconciler.statuses[name].state is not State.READY
+            and (asked or reconciler.statuses[name].wanted)
         ]
+
+    def is_ready() -> bool:
+        return not unready() and not reconciler.is_short_of(asked)
 
     def hopeless() -> bool:
         return any(
-            _is_final(statuses[name]) or daemon.reconciler.blocked_by(name) for name in unready()
+            _is_final(reconciler.statuses[name]) or reconciler.blocked_by(name)
+            for name in unready()
         )
 
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
-            await daemon.reconciler.until(lambda: not unready() or hopeless())
+            await reconciler.until(lambda: is_ready() or hopeless())
     found = [_instance(daemon, name) for name in unready()]
-    return views.WaitView(ready=not found, hopeless=hopeless(), not_ready=found)
+    return views.WaitView(ready=is_ready(), hopeless=hopeless(), not_ready=found)
 
 
 async def get_events(daemon: Daemon, request: web.Request) -> views.EventsView | web.StreamResponse:
@@ -199,17 +255,26 @@ def _named(daemon: Daemon, request: web.Request) -> list[str]:
 
 
 def _resolve(daemon: Daemon, name: str) -> list[str]:
-    """An instance's name, or a service's, which means all its instances."""
-    specs = daemon.reconciler.specs
-    if name in specs:
-        return [name]
-    found = [spec.name for spec in specs.values() if spec.service == name]
+    """What `_find` finds. Raises Refusal where there is nothing."""
+    found = _find(daemon, name)
     if not found:
+        specs = daemon.reconciler.specs
         known = sorted({spec.service for spec in specs.values()} | set(specs))
         raise Refusal(
             404, f"there is no service or instance {name!r}; there are: {', '.join(known)}"
         )
     return found
+
+
+def _find(daemon: Daemon, name: str) -> list[str]:
+    """An instance's own name, or the instances of a replica or a service that are to stay."""
+    specs = daemon.reconciler.specs
+    if name in specs and not daemon.reconciler.is_leaving(name):
+        return [name]
+    stay = [spec for spec in specs.values() if not daemon.reconciler.is_leaving(spec.name)]
+    of_slot = [spec.name for spec in stay if spec.slot == name]
+    of_service = [spec.name for spec in stay if spec.service == name]
+    return of_slot or of_service or [one for one in specs if one == name]
 
 
 def _instance(daemon: Daemon, name: str) -> views.InstanceView:
@@ -342,6 +407,9 @@ ROUTES = (
     Route("GET", "/v1/status", get_status, views.StatusView),
     Route("GET", "/v1/wait", get_wait, views.WaitView, ("service", "timeout")),
     Route("GET", "/v1/plan", get_plan, views.PlanView),
+    Route("POST", "/v1/plan", post_plan, views.PlanView),
+    Route("POST", "/v1/reload", post_reload, views.ReloadView, ("retry",)),
+    Route("GET", "/v1/settled", get_settled, views.SettledView, ("timeout",)),
     Route("GET", "/v1/events", get_events, views.EventsView, ("after", "follow")),
     Route("POST", "/v1/down", post_down, views.AcceptedView),
     Route("GET", "/v1/services/{name}/why", get_why, views.WhysView),

@@ -10,17 +10,27 @@ import asyncio
 import functools
 import logging
 import shlex
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from supervisor.core.diagnosis import diagnose
 from supervisor.core.instance import InstanceSpec
-from supervisor.core.lifecycle import Check, Diagnosed, EnteredRotation, Event, Exited, Stage
+from supervisor.core.lifecycle import (
+    Check,
+    Diagnosed,
+    Drained,
+    EnteredRotation,
+    Event,
+    Exited,
+    Stage,
+)
 from supervisor.runtime.logs import InstanceLogs, last_words
 from supervisor.runtime.processes import Processes
 from supervisor.spec.model import Logs
 
 if TYPE_CHECKING:
+    from supervisor.fastchat.client import Client
     from supervisor.fastchat.rotation import Rotation
     from supervisor.runtime.probing import Prober
 
@@ -31,22 +41,27 @@ _LOG_PATIENCE = 2.0
 """Seconds to wait for the last words of a process to reach its log."""
 
 
+@dataclass(frozen=True)
+class _Http:
+    client: Client
+    rotation: Rotation
+    prober: Prober
+
+
 class LocalEffects:
     def __init__(
         self,
         processes: Processes,
         logs: InstanceLogs,
         log_settings: Logs,
-        controller: str,
+        external_controller: str | None,
         *,
-        controller_is_elsewhere: bool,
         deliver: Callable[[str, Event], None],
     ) -> None:
         self._processes = processes
         self._logs = logs
         self._log_settings = log_settings
-        self._controller = controller
-        self._controller_is_elsewhere = controller_is_elsewhere
+        self._external_controller = external_controller
         self._deliver = deliver
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: dict[str, int | None] = {}
@@ -60,20 +75,40 @@ class LocalEffects:
         self._processes.signal(spec.name, stage)
 
     def start_probes(self, spec: InstanceSpec, run: int, checks: tuple[Check, ...]) -> None:
-        self._http[1].start(spec, run, checks)
+        self._http.prober.start(spec, run, checks)
 
     def stop_probes(self, spec: InstanceSpec) -> None:
-        self._http[1].stop(spec.name)
+        self._http.prober.stop(spec.name)
 
     def enter_rotation(self, spec: InstanceSpec, run: int) -> None:
-        rotation, _ = self._http
-        rotation.enter(spec, lambda: self._deliver(spec.name, EnteredRotation(run)))
+        entered = functools.partial(self._deliver, spec.name, EnteredRotation(run))
+        self._http.rotation.enter(spec, entered)
 
     def leave_rotation(self, spec: InstanceSpec) -> None:
-        self._http[0].leave(spec.name)
+        self._http.rotation.leave(spec)
 
-    def controller_is_new(self) -> None:
-        self._http[0].controller_is_new()
+    def drain(self, spec: InstanceSpec, run: int) -> None:
+        self._in_background(self._drain(spec, run))
+
+    def controller_is_new(self, spec: InstanceSpec) -> None:
+        assert spec.address is not None
+        self._http.rotation.controller_is_at(spec.address, expires=False)
+
+    def forget(self, spec: InstanceSpec) -> None:
+        self._ended.pop(spec.name, None)
+        self._logs.forget(spec.name)
+
+    def configure(
+        self, logs: Logs, external_controller: str | None, instances: Collection[str]
+    ) -> None:
+        """Take over what the file says of the cluster as a whole."""
+        if logs != self._log_settings:
+            self._log_settings = logs
+            for name in self._logs.names & set(instances):
+                self._logs.define(name, max_bytes=logs.max_size, keep=logs.keep)
+        if external_controller and external_controller != self._external_controller:
+            self._http.rotation.controller_is_at(external_controller, expires=True)
+        self._external_controller = external_controller
 
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None:
         self._ended[spec.name] = pid
@@ -95,6 +130,12 @@ class LocalEffects:
         output = self._logs.open(spec.name, max_bytes=settings.max_size, keep=settings.keep)
         self._logs.mark(spec.name, f"starting {shlex.join(spec.argv)}")
         return output
+
+    async def _drain(self, spec: InstanceSpec, run: int) -> None:
+        from supervisor.fastchat.draining import drained
+
+        await drained(self._http.client, self._http.rotation, spec)
+        self._deliver(spec.name, Drained(run))
 
     async def _diagnose(self, spec: InstanceSpec, run: int, pid: int | None, ended: str) -> None:
         """Say why a run ended, as soon as its log holds all that it said."""
@@ -124,7 +165,7 @@ class LocalEffects:
         task.add_done_callback(self._tasks.discard)
 
     @functools.cached_property
-    def _http(self) -> tuple[Rotation, Prober]:
+    def _http(self) -> _Http:
         import aiohttp
 
         from supervisor.fastchat.asking import askers as fastchat_askers
@@ -138,8 +179,9 @@ class LocalEffects:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0), trust_env=False
         )
         client = Client(session)
-        rotation = Rotation(client, self._controller, expires=self._controller_is_elsewhere)
+        elsewhere = self._external_controller
+        rotation = Rotation(client, elsewhere or "", expires=elsewhere is not None)
         askers = {**common_askers(session, self._processes), **fastchat_askers(client, rotation)}
         prober = Prober(askers, self._deliver)
         self._closers = [prober.close, rotation.close, session.close]
-        return rotation, prober
+        return _Http(client, rotation, prober)

@@ -31,6 +31,11 @@ class Journal:
         self._listeners: list[Callable[[Entry], None]] = []
         self._changed = asyncio.Event()
 
+    @property
+    def number(self) -> int:
+        """Of the last entry."""
+        return self._number
+
     def listen(self, listener: Callable[[Entry], None]) -> None:
         self._listeners.append(listener)
 

@@ -9,10 +9,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.daemon import claims
@@ -20,10 +20,11 @@ from supervisor.daemon.effects import LocalEffects
 from supervisor.daemon.journal import Entry, Journal
 from supervisor.daemon.prepare import ports_of, prepare
 from supervisor.daemon.reconciler import GoDown, Reconciler
-from supervisor.fastchat import roles
+from supervisor.daemon.reload import Reloader
 from supervisor.runtime.logs import InstanceLogs
 from supervisor.runtime.processes import Processes
 from supervisor.runtime.rundir import RunDir, RunDirError
+from supervisor.runtime.watch import FileWatch
 from supervisor.spec.load import ClusterFile, load
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run(options: Options, environ: Mapping[str, str], listener: Callable[[Entry]
         claims.refuse_leftovers(_mark(run_dir))
         specs = prepare(file, run_dir.remembered_ports(), environ)
         claims.claim_log_dir(options.log_dir)
-        run_dir.remember_ports(ports_of(specs))
+        run_dir.remember_ports(ports_of(specs.values()))
         asyncio.run(_serve(file, specs, options, run_dir, environ, listener))
     finally:
         run_dir.release()
@@ -77,19 +78,23 @@ async def _serve(
         processes,
         logs,
         file.cluster.logs,
-        roles.controller_address(file.cluster),
-        controller_is_elsewhere=not roles.has_own_controller(file.cluster),
+        file.cluster.controller.external if file.cluster.controller else None,
         deliver=lambda *event: reconciler.deliver(*event),
     )
     reconciler = Reconciler(specs, effects, journal)
+    reloader = Reloader(file, reconciler, effects, journal, run_dir, environ)
+    watch = FileWatch(lambda: in_background(reloader.reload_quietly()))
+    reloader.applied = lambda now: watch.watch(_watched(now))
+    tasks: set[asyncio.Task[None]] = set()
 
-    def read_file() -> dict[str, InstanceSpec]:
-        now = load(options.file, environ)
-        return prepare(now, run_dir.remembered_ports(), environ, running=True)
+    def in_background(work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     try:
         await _start_logs(logs, processes, specs)
-        _listen_to_signals(reconciler)
+        _listen_to_signals(reconciler, lambda: in_background(reloader.reload_quietly()))
         supervising = asyncio.create_task(reconciler.run())
         reconciler.start_instances(specs, "the cluster starts")
         await asyncio.sleep(0)  # the first processes are started here, before the API is imported
@@ -103,12 +108,14 @@ async def _serve(
             log_dir=options.log_dir.absolute(),
             started=started,
             log_path=logs.path,
-            read_file=read_file,
+            reloader=reloader,
         )
         async with _listening(Api(daemon), run_dir):
+            watch.watch(_watched(file))
             await supervising
     finally:
         # Also when something went wrong halfway: nothing may run without a supervisor.
+        await watch.close()
         await effects.close()
         await processes.close(spare=logs.writer_pid)
         await logs.close()
@@ -152,12 +159,16 @@ def _warn_of_log_writer(pid: int) -> None:
     log.warning("the log writer (pid %d) ended; starting another, no output is lost", pid)
 
 
-def _listen_to_signals(reconciler: Reconciler) -> None:
+def _watched(file: ClusterFile) -> list[Path]:
+    return [file.path, *file.named] if file.cluster.watch else []
+
+
+def _listen_to_signals(reconciler: Reconciler, reload: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, reconciler.post, GoDown(f"received {number.name}"))
-    # A closed terminal is no reason to stop serving. Not SIG_IGN, which instances would inherit.
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    # A closed terminal sends it, too, and is no reason to stop serving.
+    loop.add_signal_handler(signal.SIGHUP, reload)
 
 
 def _ignore_signals() -> None:

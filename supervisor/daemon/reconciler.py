@@ -10,17 +10,20 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from supervisor.core import lifecycle
 from supervisor.core.cluster import ClusterState, cluster_state
 from supervisor.core.instance import InstanceSpec, Role
 from supervisor.core.lifecycle import (
+    RUNNING,
+    Adjusted,
     DependenciesReady,
     DependentsStopped,
     Diagnose,
+    Drain,
     Effect,
     EnterRotation,
     Event,
@@ -40,6 +43,21 @@ from supervisor.core.lifecycle import (
     TimerFired,
 )
 from supervisor.core.order import blocked, startable, stoppable, waiting_for
+from supervisor.core.rollout import (
+    Abandon,
+    Adjust,
+    Failure,
+    Forget,
+    History,
+    Launch,
+    Member,
+    Progress,
+    Retire,
+    Step,
+    Swap,
+    next_steps,
+    progress,
+)
 from supervisor.daemon.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -56,9 +74,11 @@ class Effects(Protocol):
     def stop_probes(self, spec: InstanceSpec) -> None: ...
     def enter_rotation(self, spec: InstanceSpec, run: int) -> None: ...
     def leave_rotation(self, spec: InstanceSpec) -> None: ...
+    def drain(self, spec: InstanceSpec, run: int) -> None: ...
     def diagnose(self, spec: InstanceSpec, run: int, ended: str) -> None: ...
-    def controller_is_new(self) -> None: ...
+    def controller_is_new(self, spec: InstanceSpec) -> None: ...
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None: ...
+    def forget(self, spec: InstanceSpec) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +96,35 @@ class GoDown:
     reason: str
 
 
-Message = InstanceEvent | GoDown
+@dataclass(frozen=True, slots=True)
+class Want:
+    """From now on this is what should run, by slot. ``reasons`` say by slot what has changed."""
+
+    specs: Mapping[str, InstanceSpec]
+    reasons: Mapping[str, str]
+    retry: bool = False
+    """Try again what was given up."""
+
+
+Message = InstanceEvent | Want | GoDown
 
 
 class Reconciler:
     def __init__(
         self, specs: Mapping[str, InstanceSpec], effects: Effects, journal: Journal
     ) -> None:
+        self._wanted = dict(specs)
+        self._reasons: Mapping[str, str] = {}
         self._specs = dict(specs)
         self._statuses = {name: Status() for name in specs}
+        self._leaving: set[str] = set()
+        """Told to stop by a rollout, and forgotten when they have."""
+        self._outdated: set[str] = set()
+        """Running workers that somebody has asked to restart: their like takes over."""
+        self._histories: dict[str, History] = {}
+        self._counts: dict[str, tuple[int, int]] = {}
+        """Run and epoch of each instance that was forgotten: what is late must stay stale."""
+        self._changing = False
         self._effects = effects
         self._journal = journal
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -108,6 +148,42 @@ class Reconciler:
         return self._statuses
 
     @property
+    def wanted(self) -> Mapping[str, InstanceSpec]:
+        """What should run, by slot."""
+        return self._wanted
+
+    @property
+    def members(self) -> list[Member]:
+        """All instances, with what a rollout makes of them."""
+        return [
+            Member(spec, self._statuses[name], name in self._leaving, name in self._outdated)
+            for name, spec in self._specs.items()
+        ]
+
+    def is_leaving(self, name: str) -> bool:
+        """Whether a rollout has told it to stop."""
+        return name in self._leaving
+
+    def is_short_of(self, services: Collection[str]) -> bool:
+        """Whether a wanted slot of these services (all, if none is named) is empty for now."""
+        filled = {s.slot for n, s in self._specs.items() if n not in self._leaving}
+        return any(
+            slot not in filled
+            for slot, spec in self._wanted.items()
+            if not services or spec.service in services or slot in services
+        )
+
+    def failure(self, slot: str) -> Failure | None:
+        """The rollout that was given up in this slot, while nothing else is wanted of it."""
+        failure = self._histories.get(slot, History()).failure
+        wanted = self._wanted.get(slot)
+        return failure if failure and wanted and failure.launch == wanted.launch else None
+
+    def progress(self) -> Progress:
+        """What of the last change is not in service yet."""
+        return progress(self._wanted, self.members, self._histories)
+
+    @property
     def state(self) -> ClusterState:
         return self._cluster_state
 
@@ -118,7 +194,14 @@ class Reconciler:
     def blocked_by(self, name: str) -> list[str]:
         """Instances that it waits for, and that do not come unless a person starts them."""
         if self._blocked is None:
-            self._blocked = blocked(self._entries())
+            # What leaves in a rollout is followed by its successor: it keeps nobody waiting.
+            entries = self._entries()
+            self._blocked = blocked(
+                [
+                    (spec, replace(st, wanted=True)) if spec.name in self._leaving else (spec, st)
+                    for spec, st in entries
+                ]
+            )
         return self._blocked.get(name, [])
 
     def post(self, message: Message) -> None:
@@ -168,9 +251,16 @@ class Reconciler:
         match message:
             case InstanceEvent(_, StartRequested() | RestartRequested()) if self._going_down:
                 log.warning("going down: %r is not heard", message)
+            case InstanceEvent(instance, StartRequested()) if instance in self._leaving:
+                log.warning("%s is being replaced: it is not started again", instance)
+            case InstanceEvent(instance, RestartRequested(reason)):
+                if instance in self._specs and instance not in self._leaving:
+                    self._restart(instance, reason)
             case InstanceEvent(instance, event):
                 if instance in self._specs:
                     self._apply(instance, event)
+            case Want():
+                self._want(message)
             case GoDown(reason):
                 self._go_down(reason)
 
@@ -182,20 +272,119 @@ class Reconciler:
         for name in self._specs:
             self._apply(name, Hurried() if hurry else StopRequested(reason))
 
+    def _want(self, wish: Want) -> None:
+        self._wanted = dict(wish.specs)
+        self._reasons = {**self._reasons, **wish.reasons}
+        self._dirty = self._changing = True
+        if wish.retry:
+            for slot, history in self._histories.items():
+                self._histories[slot] = replace(history, failure=None)
+
+    def _restart(self, name: str, reason: str) -> None:
+        """A running worker is replaced as a change of the file would: it is missed by nobody."""
+        running = self._statuses[name].state in RUNNING and self._statuses[name].wanted
+        if self._specs[name].role is not Role.WORKER or not running:
+            self._apply(name, RestartRequested(reason))
+            return
+        self._outdated.add(name)
+        self._reasons = {**self._reasons, self._specs[name].slot: reason}
+        self._dirty = self._changing = True
+
+    # ------------------------------------------------------------ rollout
+
+    def _take(self, step: Step) -> None:
+        match step:
+            case Launch(spec, reason):
+                run, epoch = self._counts.pop(spec.name, (0, 0))
+                self._statuses[spec.name] = Status(run=run, epoch=epoch)
+                self._specs[spec.name] = spec
+                self._sort()
+                self._tell(spec, "new", reason)
+                self._apply(spec.name, StartRequested(self._with_cause(spec, reason)))
+            case Adjust(spec):
+                before = self._specs[spec.name]
+                self._specs[spec.name] = spec
+                if self._statuses[spec.name].state is State.READY:
+                    history = self._histories.get(spec.slot, History())
+                    self._histories[spec.slot] = replace(history, good=spec)
+                self._tell(spec, "updated", "its process goes on")
+                self._apply(spec.name, Adjusted(before))
+            case Swap(spec, reason, start):
+                self._specs[spec.name] = spec
+                self._outdated.discard(spec.name)
+                self._tell(spec, "updated", reason)
+                if start:
+                    self._apply(spec.name, StartRequested(self._with_cause(spec, reason)))
+            case Retire(name, reason):
+                self._leaving.add(name)
+                self._apply(name, StopRequested(self._with_cause(self._specs[name], reason)))
+            case Forget(name):
+                self._forget(name)
+            case Abandon(slot, failure):
+                history = self._histories.get(slot, History())
+                self._histories[slot] = replace(history, failure=failure)
+                self._outdated -= {s.name for s in self._specs.values() if s.slot == slot}
+                reason = f"the rollout is given up: {failure.reason}"
+                self._journal.write(failure.instance, "given up", reason)
+        self._dirty = True
+        self._blocked = None
+
+    def _forget(self, name: str) -> None:
+        spec, status = self._specs.pop(name), self._statuses.pop(name)
+        self._leaving.discard(name)
+        self._outdated.discard(name)
+        self._counts[name] = (status.run, status.epoch)
+        self._set_timer(name, None)
+        with _surviving(name, "forget"):
+            self._effects.forget(spec)
+        if spec.slot not in self._wanted:
+            self._histories.pop(spec.slot, None)
+            self._tell(spec, "removed", "it has ended")
+
+    def _sort(self) -> None:
+        """In the order of the file; what leaves it comes last."""
+        places = {slot: i for i, slot in enumerate(self._wanted)}
+        last = len(places)
+        names = sorted(self._specs, key=lambda n: places.get(self._specs[n].slot, last))
+        self._specs = {name: self._specs[name] for name in names}
+
+    def _with_cause(self, spec: InstanceSpec, reason: str) -> str:
+        cause = self._reasons.get(spec.slot)
+        return f"{reason} ({cause})" if cause and cause != reason else reason
+
+    def _tell(self, spec: InstanceSpec, state: str, reason: str) -> None:
+        with _surviving(spec.name, state):
+            self._journal.write(spec.name, state, self._with_cause(spec, reason))
+
+    # ------------------------------------------------------------ order
+
     def _settle(self) -> None:
-        """Start what waits for nothing any more, and stop what nothing depends on any more."""
+        """Take the steps of a rollout that can be taken, start what waits for nothing any more,
+        and stop what nothing depends on any more."""
         while self._dirty:
             self._dirty = False
+            if not self._going_down:
+                for step in next_steps(self._wanted, self.members, self._histories):
+                    self._take(step)
             for name in list(stoppable(self._entries())):
                 self._apply(name, DependentsStopped())
             if not self._going_down:
                 for name in list(startable(self._entries())):
                     self._apply(name, DependenciesReady())
-        state = cluster_state(list(self._statuses.values()), going_down=self._going_down)
+        state = self._state()
         if state is not self._cluster_state:
             self._cluster_state = state
             with _surviving("the cluster", state):
                 self._journal.write("", state, f"the cluster is {state}{self._address(state)}")
+
+    def _state(self) -> ClusterState:
+        staying = [st for name, st in self._statuses.items() if name not in self._leaving]
+        state = cluster_state(staying, going_down=self._going_down)
+        if self._changing and not self._going_down:
+            self._changing = bool(self.progress().under_way)
+        if self._changing and state in (ClusterState.READY, ClusterState.STARTING):
+            return ClusterState.UPDATING
+        return state
 
     def _address(self, state: ClusterState) -> str:
         """Where a cluster that has become ready is asked, for whoever has just started it."""
@@ -212,6 +401,8 @@ class Reconciler:
             self._blocked = None
         if lifecycle.on_probation(after) is not lifecycle.on_probation(before):
             self._dirty = True
+        if after.hopeless != before.hopeless:
+            self._dirty = True  # a rollout may have to be given up
         if after.timer != before.timer:
             self._set_timer(name, after.timer)
         if isinstance(event, Exited) and after is not before:
@@ -223,10 +414,18 @@ class Reconciler:
         for effect in effects:
             with _surviving(name, effect, self._could_not(effect, name)):
                 self._carry_out(effect, spec, after)
-        is_new = after.state is State.READY and before.state is not State.READY
-        if spec.role is Role.CONTROLLER and is_new:
-            with _surviving(name, "controller_is_new"):
-                self._effects.controller_is_new()
+        if after.state is State.READY and before.state is not State.READY:
+            self._became_ready(spec)
+
+    def _became_ready(self, spec: InstanceSpec) -> None:
+        if spec.name not in self._leaving:
+            failure = self._histories.get(spec.slot, History()).failure
+            mended = failure is None or failure.launch == spec.launch
+            self._histories[spec.slot] = History(spec, None if mended else failure)
+            self._dirty = True
+        if spec.role is Role.CONTROLLER:
+            with _surviving(spec.name, "controller_is_new"):
+                self._effects.controller_is_new(spec)
 
     def _could_not(self, effect: Effect, name: str) -> Callable[[Exception], None] | None:
         """Nobody would ever hear of a process that was not even tried to be spawned."""
@@ -248,6 +447,8 @@ class Reconciler:
                 self._effects.enter_rotation(spec, run)
             case LeaveRotation():
                 self._effects.leave_rotation(spec)
+            case Drain(run):
+                self._effects.drain(spec, run)
             case Diagnose(run):
                 self._effects.diagnose(spec, run, status.last_exit)
 

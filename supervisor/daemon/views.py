@@ -14,7 +14,7 @@ class View(BaseModel):
 class ClusterView(View):
     """The cluster as a whole."""
 
-    state: Literal["starting", "ready", "degraded", "stopping"]
+    state: Literal["starting", "updating", "ready", "degraded", "stopping"]
     """One word for the whole."""
     file: str
     """The cluster file."""
@@ -28,6 +28,12 @@ class ClusterView(View):
     """Run directory."""
     log_dir: str
     """Folder of the log files."""
+    problems: list[str]
+    """What is wrong with the file as it is now, which is not applied: `file:line:column: ...`."""
+    under_way: list[str]
+    """What of the last change is not in service yet."""
+    failed: list[str]
+    """What of it cannot be, and why."""
 
 
 class InstanceView(View):
@@ -99,12 +105,28 @@ class WhysView(View):
     instances: list[WhyView]
 
 
+class CauseView(View):
+    """A field of the file that has changed."""
+
+    field: str
+    """As `workers.vicuna.load_8bit`."""
+    line: int
+    """Where it stands now; 0 if it is nowhere."""
+    text: str
+    """What has changed, in words; secrets are not told."""
+
+
 class ChangeView(View):
-    """What a start or reload would do to one instance."""
+    """What a start or reload would do to one replica or service."""
 
     instance: str
-    action: Literal["keep", "start", "replace", "stop"]
+    action: Literal["keep", "update", "start", "restart", "roll out", "stop"]
     reason: str
+    """Why, in words."""
+    causes: list[CauseView]
+    """The fields that are the reason."""
+    requests: str
+    """What it means for requests."""
     command: list[str]
     """The command line; empty for one that stops."""
     env: list[str]
@@ -115,6 +137,24 @@ class ChangeView(View):
 
 class PlanView(View):
     changes: list[ChangeView]
+
+
+class ReloadView(View):
+    """What a reload has set going."""
+
+    changed: bool
+    """Whether it does anything."""
+    number: int
+    """Number of the last event before it."""
+    changes: list[ChangeView]
+
+
+class SettledView(View):
+    """Whether the last change is in service."""
+
+    settled: bool
+    under_way: list[str]
+    failed: list[str]
 
 
 class AcceptedView(View):

@@ -20,10 +20,10 @@ def askers(client: Client, rotation: Rotation) -> dict[Ask, Asker]:
 
     async def status(instance: InstanceSpec, _: Question, timeout: float) -> Answer:
         answer = await client.worker_status(_address(instance), timeout)
-        length = _queue_length(answer)
+        length = queue_length(answer)
         if length is None:
             return Outcome.PASSED, "answers, queue unknown"
-        await rotation.report_queue(instance.name, length)
+        await rotation.report_queue(instance, length)
         return Outcome.PASSED, f"answers, queue {length}"
 
     async def generate(instance: InstanceSpec, _: Question, timeout: float) -> Answer:
@@ -47,7 +47,7 @@ def askers(client: Client, rotation: Rotation) -> dict[Ask, Asker]:
     }
 
 
-def _queue_length(answer: dict[str, Any]) -> int | None:
+def queue_length(answer: dict[str, Any]) -> int | None:
     """None if it does not tell, or nonsense."""
     length = answer.get("queue_length")
     return length if type(length) is int and length >= 0 else None

@@ -42,34 +42,42 @@ class Rotation:
         self._controller = controller
         self._expires = expires
         self._workers: dict[str, _Worker] = {}
+        """By address, which is what the controller knows them by: an instance may move."""
 
     def enter(self, spec: InstanceSpec, entered: Callable[[], None]) -> None:
         """Put a worker into rotation; ``entered`` is called once, when the controller has it."""
-        assert spec.address is not None
-        worker = self._workers.setdefault(spec.name, _Worker(spec.address))
-        worker.address, worker.spec, worker.entered = spec.address, spec, entered
+        address = _address(spec)
+        worker = self._workers.setdefault(address, _Worker(address))
+        worker.spec, worker.entered = spec, entered
         self._unsettle(worker)
 
-    def leave(self, name: str) -> None:
+    def leave(self, spec: InstanceSpec) -> None:
         """Take a worker out of rotation, at once."""
-        worker = self._workers.get(name)
+        worker = self._workers.get(_address(spec))
         if worker is not None:
             worker.spec = worker.entered = None
             worker.queue_length = 0
             self._unsettle(worker)
 
-    def controller_is_new(self) -> None:
-        """The controller has (re)started and knows nothing: put all workers back."""
+    async def until_out(self, spec: InstanceSpec) -> None:
+        """Return when a worker that has left gets no requests any more."""
+        worker = self._workers.get(_address(spec))
+        if worker is not None and worker.task is not None:
+            await asyncio.shield(worker.task)
+
+    def controller_is_at(self, address: str, *, expires: bool) -> None:
+        """The controller there has (re)started, or is another one: it is to know all workers."""
+        self._controller, self._expires = address, expires
         for worker in self._workers.values():
             if worker.spec is not None:
                 self._unsettle(worker)
 
-    async def report_queue(self, name: str, queue_length: int) -> None:
+    async def report_queue(self, spec: InstanceSpec, queue_length: int) -> None:
         """Pass on a worker's queue length; FastChat's own heartbeat does it every 45 s only.
 
         Never raises: what is wrong with the controller is no answer of the worker's.
         """
-        worker = self._workers.get(name)
+        worker = self._workers.get(_address(spec))
         if worker is None or worker.spec is None or not worker.settled:
             return
         worker.queue_length = queue_length
@@ -97,6 +105,11 @@ class Rotation:
             worker.task = asyncio.create_task(self._settle(worker))
 
     async def _settle(self, worker: _Worker) -> None:
+        await self._settled(worker)
+        if worker.spec is None:
+            del self._workers[worker.address]
+
+    async def _settled(self, worker: _Worker) -> None:
         said = ""
         while not worker.settled:
             try:
@@ -147,3 +160,8 @@ class Rotation:
             multimodal=multimodal,
             timeout=_TIMEOUT,
         )
+
+
+def _address(spec: InstanceSpec) -> str:
+    assert spec.address is not None
+    return spec.address

@@ -34,6 +34,14 @@ class ClusterFile:
         """The folder that relative paths in the file start from."""
         return Path(os.path.abspath(self.path)).parent
 
+    @property
+    def named(self) -> list[Path]:
+        """Files that it names, and that are read with it."""
+        server = self.cluster.api_server
+        names = [server.api_keys_file] if server else []
+        names += [getattr(one, "model_info_file", None) for one in self.cluster.workers.values()]
+        return [resolve(self.base, name) for name in names if name is not None]
+
     def error(self, findings: Iterable[tuple[Place, str]]) -> SpecError:
         """Findings that came later, such as a port in use, as errors of this file."""
         return SpecError(self.document.problem(path, message) for path, message in findings)

@@ -114,7 +114,7 @@ def test_a_worker_that_enters_is_listed_and_one_that_leaves_is_not(play, control
         await (await scene.enter(WORKER)).wait()
         await (await scene.enter(OTHER)).wait()
         await scene.lists("fox", "owl")
-        scene.rotation.leave("owl-0")
+        scene.rotation.leave(WORKER)
         await scene.lists("fox")
 
     play(story)
@@ -139,7 +139,7 @@ def test_a_new_controller_gets_everybody_back(play, controller):
         controller.kill()
         controller.start()
         await scene.lists()
-        scene.rotation.controller_is_new()
+        scene.rotation.controller_is_at(controller.url, expires=False)
         await scene.lists("owl")
 
     play(story)
@@ -154,7 +154,7 @@ def test_a_forgetful_controller_is_noticed_at_the_next_queue_length(play, contro
         controller.kill()
         controller.start()
         await scene.lists()
-        await scene.rotation.report_queue("owl-0", 3)
+        await scene.rotation.report_queue(WORKER, 3)
         await scene.lists("owl")
 
     play(story)
@@ -163,7 +163,7 @@ def test_a_forgetful_controller_is_noticed_at_the_next_queue_length(play, contro
 def test_leave_before_the_controller_answered_wins(play, controller):
     async def story(scene):
         entered = await scene.enter(WORKER)
-        scene.rotation.leave("owl-0")
+        scene.rotation.leave(WORKER)
         controller.start()
         await (await scene.enter(OTHER)).wait()
         await scene.lists("fox")
@@ -205,7 +205,7 @@ def asked(question, *texts, descriptors=None):
             client = Client(session)
             rotation = Rotation(client, url, expires=False)
             rotation.enter(WORKER, lambda: None)
-            while not rotation._workers["owl-0"].settled:
+            while not rotation._workers[WORKER.address].settled:
                 await asyncio.sleep(0.001)
             if descriptors is not None:  # to a name without a connection that is kept alive
                 url = url.replace("127.0.0.1", "127.0.0.2")
@@ -280,7 +280,7 @@ def test_a_defect_does_not_end_the_way_of_a_worker_into_rotation(caplog):
         rotation.enter(WORKER, entered.set)
         async with asyncio.timeout(DEADLINE):
             await entered.wait()
-        await rotation.report_queue("owl-0", 1)  # raises nothing into the probe that reports it
+        await rotation.report_queue(WORKER, 1)  # raises nothing into the probe that reports it
         await rotation.close()
 
     asyncio.run(main())

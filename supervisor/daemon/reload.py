@@ -1,0 +1,142 @@
+"""The cluster file while it runs: read again, planned, applied; a bad one changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from supervisor.core.instance import InstanceSpec
+from supervisor.core.lifecycle import State
+from supervisor.core.rollout import serving
+from supervisor.daemon.effects import LocalEffects
+from supervisor.daemon.journal import Journal
+from supervisor.daemon.planning import at_next_up, changes_of, planned
+from supervisor.daemon.prepare import ports_of, prepare
+from supervisor.daemon.reconciler import Reconciler, Want
+from supervisor.daemon.views import PlanView
+from supervisor.runtime.rundir import RunDir, RunDirError
+from supervisor.spec.load import ClusterFile, load, load_text
+from supervisor.spec.problems import Problem, SpecError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reload:
+    """What a reload has set going; ``number`` is the last event before it."""
+
+    changed: bool
+    number: int
+    plan: PlanView
+
+
+@dataclass
+class Reloader:
+    """Holds the file that is in force. ``applied`` is told of each new one."""
+
+    file: ClusterFile
+    reconciler: Reconciler
+    effects: LocalEffects
+    journal: Journal
+    run_dir: RunDir
+    environ: Mapping[str, str]
+    applied: Callable[[ClusterFile], None] = lambda _: None
+    problems: tuple[Problem, ...] = ()
+    """What is wrong with the file as it is now."""
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def reload(self, *, retry: bool = False) -> Reload:
+        """Read the file and apply what has changed. Raises SpecError, and has told it.
+
+        ``retry``: try again what could not be started, though nothing has changed.
+        """
+        async with self._lock:
+            number = self.journal.number
+            try:
+                file, wanted = await asyncio.to_thread(self._prepared, None, self._ports_in_use())
+            except SpecError as error:
+                self._tell_problems(error.problems)
+                raise
+            self._tell_mended()
+            plan = self._planned(file, wanted)
+            changed = bool(changes_of(plan))
+            self._apply(file, wanted, plan, retry=retry)
+            return Reload(changed, number, plan)
+
+    async def reload_quietly(self) -> None:
+        """The same for a file that was saved, or a signal: nobody waits for the answer."""
+        try:
+            await self.reload()
+        except SpecError:
+            pass  # told already
+        except Exception:
+            log.exception("cannot reload %s; please report this", self.file.path)
+
+    async def plan(self, text: str | None = None) -> PlanView:
+        """What the file as it is now (or ``text`` in its place) would change. Raises SpecError."""
+        file, wanted = await asyncio.to_thread(self._prepared, text, self._ports_in_use())
+        return self._planned(file, wanted)
+
+    # ------------------------------------------------------------ steps
+
+    def _ports_in_use(self) -> dict[str, int]:
+        return {
+            one.name: one.spec.port
+            for one in self.reconciler.members
+            if one.spec.port is not None and one.state is not State.STOPPED
+        }
+
+    def _prepared(
+        self, text: str | None, running: Mapping[str, int]
+    ) -> tuple[ClusterFile, dict[str, InstanceSpec]]:
+        """Runs in a thread of its own: it touches nothing that the reconciler has."""
+        path = self.file.path
+        file = load(path, self.environ) if text is None else load_text(text, path, self.environ)
+        remembered = self.run_dir.remembered_ports()
+        return file, prepare(file, remembered, self.environ, running=running)
+
+    def _planned(self, file: ClusterFile, wanted: Mapping[str, InstanceSpec]) -> PlanView:
+        members = self.reconciler.members
+        standing = {one.spec.slot: serving(one.spec.slot, members) for one in members}
+        running = {slot: one.spec for slot, one in standing.items() if one is not None}
+        return planned(running, wanted, self.file, file)
+
+    def _apply(
+        self, file: ClusterFile, wanted: dict[str, InstanceSpec], plan: PlanView, *, retry: bool
+    ) -> None:
+        old, self.file = self.file, file
+        changes = changes_of(plan)
+        if changes:
+            what = ", ".join(f"{change.action} {change.instance}" for change in changes)
+            self.journal.write("", "file", f"{file.path.name} is applied: {what}")
+        elif old.cluster != file.cluster:
+            self.journal.write("", "file", f"{file.path.name} is applied: nothing to do")
+        for one in at_next_up(old, file):
+            text = f"{one}: it counts when the supervisor starts the next time"
+            self.journal.write("", "file", text)
+        controller = file.cluster.controller
+        external = controller.external if controller else None
+        self.effects.configure(file.cluster.logs, external, self.reconciler.specs)
+        try:
+            self.run_dir.remember_ports(ports_of(wanted.values()))
+        except RunDirError as error:
+            log.warning("%s", error)  # the next start may give out other ports, no more
+        reasons = {change.instance: change.reason for change in changes}
+        self.reconciler.post(Want(wanted, reasons, retry))
+        self.applied(file)
+
+    def _tell_problems(self, problems: tuple[Problem, ...]) -> None:
+        if problems == self.problems:
+            return
+        self.problems = problems
+        for problem in problems:
+            self.journal.write("", "file", str(problem))
+        text = "the file is not applied; the cluster goes on with the last good one"
+        self.journal.write("", "file", text)
+
+    def _tell_mended(self) -> None:
+        if self.problems:
+            self.problems = ()
+            self.journal.write("", "file", "the file is valid again")
