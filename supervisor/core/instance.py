@@ -25,6 +25,8 @@ class Ask(StrEnum):
     STATUS = "status"
     GENERATE = "generate"
     EMBED = "embed"
+    HEALTH = "health"
+    """Of the API server: whether it is this very instance that answers at its address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,9 @@ class InstanceSpec:
     """Stands for all that its process was started with; another one needs another process. Names,
     addresses and ports that the supervisor chooses or can change while it runs are not in it."""
     multimodal: bool = False
+    listen: tuple[str, int] | None = None
+    """Host and port of a socket that it is given: its successor gets the same one, so that nobody
+    is refused between the two."""
     drain_timeout: float = 0.0
     """Seconds that it may go on with the requests it has, when it is to stop."""
     surge: bool = False

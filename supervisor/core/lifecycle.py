@@ -98,6 +98,8 @@ class Status:
     stage: Stage | None = None
     again: bool = False
     """While stopping: start it again afterwards."""
+    drain: bool = True
+    """Whether a stop waits for the requests it has."""
     stop_reason: str = "stopped"
     """Who or what asked for the last stop, or for the start after it."""
     fault: str | None = None
@@ -127,6 +129,8 @@ class StartRequested:
 @dataclass(frozen=True, slots=True)
 class StopRequested:
     reason: str
+    drain: bool = True
+    """Whether it may first go on with the requests it has, for its ``drain_timeout``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,17 +332,19 @@ def _stop_requested(status: Status, event: StopRequested, at: _Moment) -> Step:
         case State.BACKOFF | State.FAILED:
             return _move(status, State.STOPPED, event.reason, at, wanted=False), ()
         case State.STOPPING:
-            return replace(
+            told = replace(
                 status,
                 wanted=False,
                 again=False,
                 fault=None,
                 reason=event.reason,
                 stop_reason=event.reason,
-            ), ()
+            )
+            drains_on = event.drain or status.stage is not Stage.DRAIN
+            return (told, ()) if drains_on else _terminate(replace(told, drain=False), at)
         case State.STARTING | State.READY | State.UNREADY:
             # It stops on DependentsStopped, which follows at once if nothing depends on it.
-            return replace(status, wanted=False, stop_reason=event.reason), ()
+            return replace(status, wanted=False, stop_reason=event.reason, drain=event.drain), ()
 
 
 def _restart_requested(status: Status, event: RestartRequested, at: _Moment) -> Step:
@@ -348,7 +354,7 @@ def _restart_requested(status: Status, event: RestartRequested, at: _Moment) -> 
         case State.STOPPING:
             return _start_after_stop(status, event.reason), ()
         case State.STARTING | State.READY | State.UNREADY:
-            status = replace(status, wanted=True, stop_reason=event.reason)
+            status = replace(status, wanted=True, stop_reason=event.reason, drain=True)
             return _begin_stop(status, event.reason, at, again=True)
 
 
@@ -521,7 +527,19 @@ def _adjusted(status: Status, event: Adjusted, at: _Moment) -> Step:
     known_as = (spec.models, spec.multimodal)
     if status.in_rotation and known_as != (before.models, before.multimodal):
         effects += (EnterRotation(status.run),)
-    return status, effects
+    after, more = _asked_otherwise(status, before, at)
+    return after, effects + more
+
+
+def _asked_otherwise(status: Status, before: InstanceSpec, at: _Moment) -> Step:
+    """What it waits for on its way back to ready may have changed, or may never come any more."""
+    if status.state is not State.UNREADY:
+        return status, ()
+    was_asked = status.asked_anew
+    status = replace(status, asked_anew=was_asked and at.spec.startup == before.startup)
+    if at.spec.readiness is None or (was_asked and not status.asked_anew):
+        return _readiness_passed(status, at)
+    return status, ()
 
 
 def _timer_fired(status: Status, event: TimerFired, at: _Moment) -> Step:
@@ -645,7 +663,7 @@ def _begin_stop(
     effects: tuple[Effect, ...] = (StopProbes(),)
     if status.in_rotation:
         effects += (LeaveRotation(),)
-    serves = status.in_rotation and status.pid is not None
+    serves = status.in_rotation and status.pid is not None and status.drain
     status = _move(status, State.STOPPING, reason, at, in_rotation=False, again=again, fault=fault)
     if serves and fault is None and at.spec.drain_timeout > 0:
         status = replace(status, stage=Stage.DRAIN, reason=f"{reason}; finishing its requests")
@@ -657,7 +675,11 @@ def _begin_stop(
 def _terminate(status: Status, at: _Moment) -> Step:
     status = replace(status, stage=Stage.TERM)
     effects = (Signal(Stage.TERM),) if status.pid is not None else ()
-    return _with_timer(status, at.spec.stop_grace, at), effects
+    grace = at.spec.stop_grace
+    if not at.spec.in_rotation and status.drain and status.fault is None:
+        # A server of its own drains on SIGTERM: it accepts nobody, and goes on with its streams.
+        grace = max(grace, at.spec.drain_timeout)
+    return _with_timer(status, grace, at), effects
 
 
 def _escalate(status: Status, at: _Moment, interrupt_grace: float = INTERRUPT_GRACE) -> Step:

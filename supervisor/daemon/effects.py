@@ -98,6 +98,9 @@ class LocalEffects:
         self._ended.pop(spec.name, None)
         self._logs.forget(spec.name)
 
+    def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None:
+        self._processes.keep_listening(addresses)
+
     def configure(
         self, logs: Logs, external_controller: str | None, instances: Collection[str]
     ) -> None:

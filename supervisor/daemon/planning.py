@@ -106,6 +106,8 @@ def _requests(action: Action, spec: InstanceSpec, wanted: Mapping[str, InstanceS
             return "reach it when it has answered a prompt" if spec.in_rotation else "not concerned"
         case Action.STOP:
             return drain if spec.in_rotation else "what it serves ends"
+        case Action.ROLL_OUT if spec.role is Role.API_SERVER:
+            return f"go on; the new one takes over on the same socket, then {drain}"
         case Action.ROLL_OUT if spec.surge and spec.beside is not None:
             return f"go on; the new one takes over when it answers, then {drain}"
         case Action.ROLL_OUT:

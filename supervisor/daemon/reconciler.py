@@ -79,6 +79,7 @@ class Effects(Protocol):
     def controller_is_new(self, spec: InstanceSpec) -> None: ...
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None: ...
     def forget(self, spec: InstanceSpec) -> None: ...
+    def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ class Reconciler:
         self._counts: dict[str, tuple[int, int]] = {}
         """Run and epoch of each instance that was forgotten: what is late must stay stale."""
         self._changing = False
+        self._listening: set[tuple[str, int]] = set()
         self._effects = effects
         self._journal = journal
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -270,7 +272,7 @@ class Reconciler:
         if hurry:
             log.warning("asked again to stop: skipping the grace")
         for name in self._specs:
-            self._apply(name, Hurried() if hurry else StopRequested(reason))
+            self._apply(name, Hurried() if hurry else StopRequested(reason, drain=False))
 
     def _want(self, wish: Want) -> None:
         self._wanted = dict(wish.specs)
@@ -283,7 +285,8 @@ class Reconciler:
     def _restart(self, name: str, reason: str) -> None:
         """A running worker is replaced as a change of the file would: it is missed by nobody."""
         running = self._statuses[name].state in RUNNING and self._statuses[name].wanted
-        if self._specs[name].role is not Role.WORKER or not running:
+        rolls = self._specs[name].role is Role.WORKER or self._specs[name].surge
+        if not (rolls and running):
             self._apply(name, RestartRequested(reason))
             return
         self._outdated.add(name)
@@ -371,11 +374,24 @@ class Reconciler:
             if not self._going_down:
                 for name in list(startable(self._entries())):
                     self._apply(name, DependenciesReady())
+        self._keep_listening()
         state = self._state()
         if state is not self._cluster_state:
             self._cluster_state = state
             with _surviving("the cluster", state):
                 self._journal.write("", state, f"the cluster is {state}{self._address(state)}")
+
+    def _keep_listening(self) -> None:
+        """A socket stays open as long as somebody is about to serve on it again."""
+        addresses = {
+            spec.listen
+            for spec, status in self._entries()
+            if spec.listen and status.wanted and status.state not in (State.BACKOFF, State.FAILED)
+        }
+        if addresses != self._listening:
+            self._listening = addresses
+            with _surviving("the cluster", addresses):
+                self._effects.keep_listening(addresses)
 
     def _state(self) -> ClusterState:
         staying = [st for name, st in self._statuses.items() if name not in self._leaving]

@@ -1,4 +1,4 @@
-"""The questions that only FastChat's workers can be asked."""
+"""The questions that only FastChat's workers and its API server can be asked."""
 
 from __future__ import annotations
 
@@ -40,7 +40,14 @@ def askers(client: Client, rotation: Rotation) -> dict[Ask, Asker]:
             await client.embed(_address(instance), model, timeout)
         return Outcome.PASSED, "made an embedding"
 
+    async def health(instance: InstanceSpec, _: Question, timeout: float) -> Answer:
+        answering = await client.health(_address(instance), timeout)
+        if answering not in (None, instance.name):  # they share a socket while one takes over
+            return Outcome.UNASKED, f"{answering} answered in its place"
+        return Outcome.PASSED, "answers"
+
     return {
+        Ask.HEALTH: guarded(health, _FAULTS),
         Ask.STATUS: guarded(status, _FAULTS),
         Ask.GENERATE: guarded(generate, _FAULTS, patience=_GENERATE_PATIENCE),
         Ask.EMBED: guarded(embed, _FAULTS, patience=_GENERATE_PATIENCE),

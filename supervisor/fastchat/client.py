@@ -53,6 +53,20 @@ class Client:
         answer = await self._post(f"{address}/worker_get_embeddings", request, timeout)
         _raise_for(answer)
 
+    # ------------------------------------------------------------ API server
+
+    async def health(self, address: str, timeout: float) -> str | None:
+        """The instance that answers; None if it does not tell."""
+        limit = aiohttp.ClientTimeout(total=timeout)
+        # A connection of its own: one that is kept stays with the process that took it.
+        headers = {"Connection": "close"}
+        async with self._session.get(
+            f"{address}/health", timeout=limit, headers=headers
+        ) as response:
+            answer = await self._read(response)
+        instance = answer.get("instance")
+        return instance if isinstance(instance, str) else None
+
     # ------------------------------------------------------------ controller
 
     async def register(
@@ -98,12 +112,16 @@ class Client:
     async def _post(self, url: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
         limit = aiohttp.ClientTimeout(total=timeout)
         async with self._session.post(url, json=body, timeout=limit) as response:
-            if response.status != 200:
-                raise Refused(f"HTTP {response.status} {response.reason}")
-            try:
-                answer = await response.json(content_type=None)
-            except ValueError:
-                raise Refused("answered no JSON") from None
+            return await self._read(response)
+
+    @staticmethod
+    async def _read(response: aiohttp.ClientResponse) -> dict[str, Any]:
+        if response.status != 200:
+            raise Refused(f"HTTP {response.status} {response.reason}")
+        try:
+            answer = await response.json(content_type=None)
+        except ValueError:
+            raise Refused("answered no JSON") from None
         return answer if isinstance(answer, dict) else {}
 
 

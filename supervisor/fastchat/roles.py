@@ -162,7 +162,8 @@ class _Expansion:
             questions=(Question(Ask.HTTP, (f"{address}/test_connection",)),),
         )
 
-    def _api_server(self, server: spec.ApiServer) -> InstanceSpec:
+    def _api_server(self, server: spec.ApiServer, name: str = "api_server") -> InstanceSpec:
+        """Its successor starts beside it on the same socket, which the supervisor holds."""
         address = _url(server.host, server.port)
         env = {**_FASTCHAT_ENV, "LLM_SUPERVISOR_RETRY_SECONDS": f"{server.retry_for:g}"}
         secret = None
@@ -171,17 +172,23 @@ class _Expansion:
             keys = [key.get_secret_value() for key in server.api_keys]
             secret = json.dumps({"api_keys": keys}).encode()
         words = flags.api_server_flags(server, self._controller)
+        second = self._api_server(server, beside(name)) if name == "api_server" else None
         return self._instance(
-            "api_server",
+            name,
             "api_server",
             Role.API_SERVER,
             "openai_api_server",
             server,
+            slot="api_server",
             argv=self._entry("openai_api_server", server, words),
             env=env,
             address=address,
             depends_on=self._needs_controller,
-            questions=(Question(Ask.HTTP, (f"{address}/health",)),),
+            questions=(Question(Ask.HEALTH),),
+            listen=(server.host, server.port),
+            drain_timeout=server.drain_timeout,
+            surge=True,
+            beside=second,
             secret_input=secret,
         )
 
@@ -316,6 +323,7 @@ class _Expansion:
         depends_on: tuple[str, ...] = (),
         in_rotation: bool = False,
         multimodal: bool = False,
+        listen: tuple[str, int] | None = None,
         drain_timeout: float = 0.0,
         surge: bool = False,
         max_unavailable: int = 1,
@@ -355,6 +363,7 @@ class _Expansion:
             in_rotation=in_rotation,
             launch=launch,
             multimodal=multimodal,
+            listen=listen,
             drain_timeout=drain_timeout,
             surge=surge,
             max_unavailable=max_unavailable,

@@ -15,13 +15,14 @@ import contextlib
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from signal import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Signals
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
 from supervisor.runtime import tree
+from supervisor.runtime.listeners import Listeners, PortTaken
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Processes:
         self._current: dict[str, _Process] = {}
         self._clearing: dict[str, _Process] = {}
         self._helpers: dict[int, Callable[[int], None]] = {}
+        self._listeners = Listeners()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -92,6 +94,10 @@ class Processes:
         process.told = True
         self._signal_all(process, _SIGNALS[stage])
 
+    def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None:
+        """Close the listening sockets of instances for all other addresses."""
+        self._listeners.keep(addresses)
+
     def _spawn(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> None:
         try:
             descriptor = output()
@@ -109,14 +115,20 @@ class Processes:
         self._deliver(spec.name, Spawned(run, pid))
 
     def _fork(self, spec: InstanceSpec, output: int) -> int:
+        env = self._env(spec)
+        handed_over: tuple[int, ...] = ()
+        if spec.listen is not None:
+            handed_over = (self._listeners.open(spec.listen),)
+            env["LLM_SUPERVISOR_LISTEN_FD"] = str(handed_over[0])
         secret = None if spec.secret_input is None else _memory_file(spec.secret_input)
         try:
             return _popen(
                 spec.argv,
                 cwd=spec.cwd,
-                env=self._env(spec),
+                env=env,
                 stdin=subprocess.DEVNULL if secret is None else secret,
                 output=output,
+                handed_over=handed_over,
             )
         finally:
             if secret is not None:
@@ -247,6 +259,7 @@ def _popen(
     env: Mapping[str, str],
     stdin: int,
     output: int | None,
+    handed_over: Collection[int] = (),
 ) -> int:
     """Start a process in a session of its own; its pid. ``output`` None: thrown away."""
     sink = subprocess.DEVNULL if output is None else output
@@ -257,6 +270,7 @@ def _popen(
         stdin=stdin,
         stdout=sink,
         stderr=sink,
+        pass_fds=handed_over,
         start_new_session=True,
     )
     # We reap it ourselves; without a return code Popen would warn, and try to wait for it.
@@ -273,6 +287,8 @@ def _memory_file(content: bytes) -> int:
 
 
 def _why_not_started(spec: InstanceSpec, error: OSError) -> str:
+    if isinstance(error, PortTaken):
+        return str(error.strerror)
     missing = error.filename if isinstance(error.filename, str) else spec.argv[0]
     if isinstance(error, FileNotFoundError) and missing == spec.cwd:
         return f"its working directory {spec.cwd} does not exist; create it or mend cwd"

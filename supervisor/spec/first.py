@@ -160,17 +160,17 @@ def _head(values: Values, config: str, schema: bool) -> Iterator[str]:
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1/models"
     key = '-H "Authorization: Bearer KEY" ' if "api_keys_file" in server else ""
     commands = {
-        f"llm-supervisor validate -c {config}": "check this file; nothing is started",
+        f"llm-supervisor validate -c {config}": "check this file, start nothing",
         f"llm-supervisor up -c {config}": "start it; Ctrl-C stops it",
         f"curl {key}{url}": "see what it serves",
     }
     longest = max(map(len, commands))
+    told = longest + max(map(len, commands.values())) + 7 <= WIDTH
     yield "# A FastChat cluster: models behind one OpenAI-compatible address. Written by"
     yield "# `llm-supervisor init`; yours to change."
     yield "#"
     for command, what in commands.items():
-        fits = longest + len(what) + 7 <= WIDTH
-        yield f"#   {command:<{longest}}   {what}" if fits else f"#   {command}"
+        yield f"#   {command:<{longest}}   {what}" if told else f"#   {command}"
     yield "#"
     yield "# Every option: docs/configuration.md of llm-supervisor, or `llm-supervisor schema`."
 

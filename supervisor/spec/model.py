@@ -252,6 +252,8 @@ class ApiServer(PythonService):
         ]
     ] = ()
     """Keys that clients must send; none means: open to all who reach the port. Never shown."""
+    drain_timeout: Live[Duration] = 300.0
+    """How long one that is replaced may go on with its streams, beside its successor."""
     retry_for: Replace[Duration] = 10.0
     """How long a request may wait for a controller or worker that is away for a moment (a restart,
     a roll-out, a crash) before it fails; it is asked again, of another replica if there is one, as

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -128,6 +128,9 @@ class Engine:
 
     def forget(self, spec: InstanceSpec) -> None:
         self._note("forget", spec.name)
+
+    def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None:
+        self.done.append(f"listen {sorted(addresses)}")
 
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None:
         self._note("exited", spec.name)

@@ -1,0 +1,57 @@
+"""Listening sockets that outlive the processes they are given to.
+
+While one server has ended and the next one is not up yet, connections wait in the socket's queue
+instead of being refused; while two are up, either takes them.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection
+
+from supervisor.runtime.ports import why_taken
+
+Address = tuple[str, int]
+_BACKLOG = 2048
+
+
+class PortTaken(OSError):
+    """Nothing can listen there; ``strerror`` is the reason for people."""
+
+
+class Listeners:
+    def __init__(self) -> None:
+        self._sockets: dict[Address, socket.socket] = {}
+
+    def open(self, address: Address) -> int:
+        """The descriptor of the socket for ``address``, the same one until it is dropped.
+
+        Raises PortTaken.
+        """
+        if address not in self._sockets:
+            self._sockets[address] = _listen(address)
+        return self._sockets[address].fileno()
+
+    def keep(self, addresses: Collection[Address]) -> None:
+        """Drop all others: who connects there is refused, once no process listens either."""
+        for address in self._sockets.keys() - set(addresses):
+            self._sockets.pop(address).close()
+
+
+def _listen(address: Address) -> socket.socket:
+    host, port = address
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, where = infos[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        why = why_taken(host, port) or error.strerror or str(error)
+        raise PortTaken(error.errno or 0, why) from None
+    return listener
