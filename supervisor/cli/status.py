@@ -20,6 +20,7 @@ _COLOURS = {
     "unready": "red",
     "backoff": "red",
     "degraded": "red",
+    "updating": "yellow",
     "failed": "bold red",
     "stopped": "dim",
 }
@@ -45,6 +46,7 @@ def _print(answer: dict[str, Any]) -> None:
     rows = [_row(one) for one in answer["instances"]]
     if sys.stdout.isatty():
         _print_table(cluster["state"], about, rows)
+        _print_notes(cluster)
         return
     print(f"cluster {cluster['state']}{about}")
     widths = [_width(i, rows) for i in range(len(_TITLES))]
@@ -54,6 +56,16 @@ def _print(answer: dict[str, Any]) -> None:
             for title, text, width in zip(_TITLES, row, widths, strict=True)
         )
         print(line.rstrip())
+    _print_notes(cluster)
+
+
+def _print_notes(cluster: dict[str, Any]) -> None:
+    """What somebody should do something about."""
+    for text in cluster["failed"]:
+        print(f"! {' '.join(text.split())}")
+    if cluster["problems"]:
+        print("! the file is not applied, the cluster goes on with the last good one:")
+        print("\n".join(f"  {problem}" for problem in cluster["problems"]))
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
 
 from supervisor import __version__
@@ -29,7 +30,7 @@ from supervisor.daemon.planning import changes_of
 from supervisor.daemon.reconciler import GoDown, Reconciler
 from supervisor.daemon.reload import Reloader
 from supervisor.runtime.logs import follow, last_words, tail
-from supervisor.spec.problems import SpecError
+from supervisor.spec.problems import SpecError, dotted
 
 _MAX_BODY = 8 * 1024 * 1024
 """Room for the largest cluster file as a JSON text."""
@@ -74,6 +75,7 @@ async def get_status(daemon: Daemon, request: web.Request) -> views.StatusView:
             since=_iso(daemon.started),
             run_dir=str(daemon.run_dir),
             log_dir=str(daemon.log_dir),
+            last_event=daemon.journal.number,
             problems=[str(problem) for problem in daemon.reloader.problems],
             under_way=progress.under_way,
             failed=progress.failed,
@@ -118,6 +120,24 @@ async def post_reload(daemon: Daemon, request: web.Request) -> views.ReloadView:
     except SpecError as error:
         raise Refusal(422, str(error)) from None
     return views.ReloadView(changed=done.changed, number=done.number, changes=changes_of(done.plan))
+
+
+async def post_edit(daemon: Daemon, request: web.Request) -> views.EditView:
+    """Edit the file, keeping its comments, and apply it; with `dry_run` only say what it does."""
+    from supervisor.daemon.editing import Edits, carry_out
+    from supervisor.runtime.safewrite import WriteError
+    from supervisor.spec.editing.tree import EditError
+
+    _refuse_if_going_down(daemon)
+    try:
+        return await carry_out(Edits.model_validate_json(await request.read()), daemon.reloader)
+    except ValidationError as error:
+        text = "; ".join(f"{dotted(one['loc'])}: {one['msg']}" for one in error.errors())
+        raise Refusal(400, f"no edits: {text}") from None
+    except (SpecError, EditError) as error:
+        raise Refusal(422, str(error)) from None
+    except (WriteError, OSError, UnicodeDecodeError) as error:
+        raise Refusal(409, str(error)) from None
 
 
 async def get_settled(daemon: Daemon, request: web.Request) -> views.SettledView:
@@ -314,9 +334,11 @@ def _why(daemon: Daemon, name: str) -> views.WhyView:
     now = asyncio.get_running_loop().time()
     reconciler = daemon.reconciler
     blocked = {one: reconciler.statuses[one].state for one in reconciler.blocked_by(name)}
-    sentences = explain(spec, status, reconciler.waiting_for(name), blocked, now=now)
+    failure = None if reconciler.is_leaving(name) else reconciler.failure(spec.slot)
+    sentences = explain(spec, status, reconciler.waiting_for(name), blocked, failure, now=now)
     healthy = status.state in (State.READY, State.STOPPED) and not status.restarts
-    lines = [] if healthy else last_words(daemon.log_path(name), _WHY_LINES)
+    words_of = failure.instance if failure else None if healthy else name
+    lines = last_words(daemon.log_path(words_of), _WHY_LINES) if words_of else []
     return views.WhyView(name=name, sentences=sentences, log=lines)
 
 
@@ -409,6 +431,7 @@ ROUTES = (
     Route("GET", "/v1/plan", get_plan, views.PlanView),
     Route("POST", "/v1/plan", post_plan, views.PlanView),
     Route("POST", "/v1/reload", post_reload, views.ReloadView, ("retry",)),
+    Route("POST", "/v1/edit", post_edit, views.EditView),
     Route("GET", "/v1/settled", get_settled, views.SettledView, ("timeout",)),
     Route("GET", "/v1/events", get_events, views.EventsView, ("after", "follow")),
     Route("POST", "/v1/down", post_down, views.AcceptedView),

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from supervisor.core.durations import format_duration
 from supervisor.core.instance import InstanceSpec
-from supervisor.core.lifecycle import State, Status
+from supervisor.core.lifecycle import Stage, State, Status
+from supervisor.core.rollout import Failure
 
 
 def explain(
@@ -14,13 +15,15 @@ def explain(
     status: Status,
     waiting_for: Sequence[str],
     blocked_by: Mapping[str, State] | None = None,
+    failure: Failure | None = None,
     *,
     now: float,
 ) -> list[str]:
     """What state, since when, because of what, and what happens next.
 
     ``waiting_for`` names the services that it depends on and that are not ready; ``blocked_by``
-    the instances among and behind them that do not come by themselves, with their states.
+    the instances among and behind them that do not come by themselves, with their states;
+    ``failure`` is a rollout that was given up.
     """
     waits = status.state is State.STOPPED and status.wanted
     blocked_by = blocked_by or {}
@@ -34,6 +37,12 @@ def explain(
         times = "once" if status.restarts == 1 else f"{status.restarts} times"
         cause = f"; its last process {status.last_exit}" if status.last_exit else ""
         sentences.append(f"It was restarted {times}{cause}.")
+    if failure is not None:
+        sentences.append(
+            f"It runs as it was before the last change: {failure.instance} could not be started "
+            f"with that ({failure.reason}). Edit the file, or try again with "
+            "`llm-supervisor reload`."
+        )
     if waits:
         sentences.append(_next_start(waiting_for, blocked_by))
     else:
@@ -93,6 +102,8 @@ def _next(spec: InstanceSpec, status: Status, now: float) -> str:
             return "Next: it gets requests again as soon as it answers."
         case State.UNREADY:
             return "Next: it is ready again as soon as it answers."
+        case State.STOPPING if status.stage is Stage.DRAIN:
+            return f"Next: SIGTERM when it has no request any more, or in {left}."
         case State.STOPPING:
             return f"Next: a sterner signal in {left}." if left else "Next: it ends."
         case State.BACKOFF:

@@ -28,6 +28,8 @@ class ClusterView(View):
     """Run directory."""
     log_dir: str
     """Folder of the log files."""
+    last_event: int
+    """Number of the last event."""
     problems: list[str]
     """What is wrong with the file as it is now, which is not applied: `file:line:column: ...`."""
     under_way: list[str]
@@ -147,6 +149,13 @@ class ReloadView(View):
     number: int
     """Number of the last event before it."""
     changes: list[ChangeView]
+
+
+class EditView(ReloadView):
+    """What an edit of the file has changed, or would."""
+
+    diff: str
+    """Unified diff of the file; empty if it says so already."""
 
 
 class SettledView(View):

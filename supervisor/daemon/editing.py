@@ -1,0 +1,77 @@
+"""Edits of the cluster file that come over the control API: checked, written, applied."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from supervisor.daemon.planning import changes_of
+from supervisor.daemon.reload import Reloader
+from supervisor.daemon.views import EditView
+
+
+class Edit(BaseModel):
+    """One edit, as the command line's verbs make them."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    verb: Literal["add", "remove", "set", "unset"]
+    """What to do."""
+    name: str
+    """A service; `defaults` for that section, `.` for the top of the file."""
+    fields: dict[str, Any] = {}
+    """For `add` and `set`: values by dotted key, as `gptq.wbits`."""
+    keys: list[str] = []
+    """For `unset`: dotted keys."""
+
+
+class Edits(BaseModel):
+    """Edits that are made together or not at all."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    edits: list[Edit]
+    """In this order."""
+    dry_run: bool = False
+    """Only say what would change."""
+
+
+async def carry_out(wish: Edits, reloader: Reloader) -> EditView:
+    """Raises EditError, SpecError (nothing was written), and WriteError."""
+    # The library behind it is large, and not every supervisor is ever asked.
+    from supervisor.runtime.safewrite import replace
+
+    path = reloader.file.path
+    raw = path.read_bytes()
+    old = raw.decode()
+    new = _edited(old, wish.edits)
+    plan = await reloader.plan(new.removeprefix("\ufeff"))
+    diff = "".join(
+        difflib.unified_diff(
+            old.splitlines(keepends=True), new.splitlines(keepends=True), str(path), str(path)
+        )
+    )
+    number = reloader.journal.number
+    if new != old and not wish.dry_run:
+        replace(path, raw, new.encode())
+        await reloader.reload()
+    changes = changes_of(plan)
+    return EditView(diff=diff, changed=bool(changes), number=number, changes=changes)
+
+
+def _edited(text: str, edits: list[Edit]) -> str:
+    from supervisor.spec.editing import edit
+
+    for one in edits:
+        match one.verb:
+            case "add":
+                text = edit.add_worker(text, one.name, one.fields)
+            case "remove":
+                text = edit.remove_service(text, one.name)
+            case "set":
+                text = edit.set_fields(text, one.name, one.fields)
+            case "unset":
+                text = edit.unset_fields(text, one.name, one.keys)
+    return text
