@@ -14,16 +14,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 
 from supervisor import __version__
 from supervisor.core.cluster import ClusterState
 from supervisor.core.lifecycle import State, Status
 from supervisor.daemon import views
+from supervisor.daemon.editing import Draft, Edits, carry_out
 from supervisor.daemon.explain import explain
 from supervisor.daemon.journal import Entry, Journal
 from supervisor.daemon.planning import changes_of
@@ -50,6 +51,9 @@ class Daemon:
     """Seconds since the epoch."""
     log_path: Callable[[str], Path]
     reloader: Reloader
+
+
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class Refusal(Exception):
@@ -96,13 +100,8 @@ async def get_plan(daemon: Daemon, request: web.Request) -> views.PlanView:
 
 async def post_plan(daemon: Daemon, request: web.Request) -> views.PlanView:
     """What the file would change if it held the `text` of the body."""
-    try:
-        text = (await request.json())["text"]
-    except (ValueError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise Refusal(400, 'the body must be {"text": "the YAML of a cluster file"}')
-    return await _plan(daemon, text)
+    draft = await _body(request, Draft)
+    return await _plan(daemon, draft.text)
 
 
 async def _plan(daemon: Daemon, text: str | None) -> views.PlanView:
@@ -124,16 +123,13 @@ async def post_reload(daemon: Daemon, request: web.Request) -> views.ReloadView:
 
 async def post_edit(daemon: Daemon, request: web.Request) -> views.EditView:
     """Edit the file, keeping its comments, and apply it; with `dry_run` only say what it does."""
-    from supervisor.daemon.editing import Edits, carry_out
     from supervisor.runtime.safewrite import WriteError
     from supervisor.spec.editing.tree import EditError
 
     _refuse_if_going_down(daemon)
+    wish = await _body(request, Edits)
     try:
-        return await carry_out(Edits.model_validate_json(await request.read()), daemon.reloader)
-    except ValidationError as error:
-        text = "; ".join(f"{dotted(one['loc'])}: {one['msg']}" for one in error.errors())
-        raise Refusal(400, f"no edits: {text}") from None
+        return await carry_out(wish, daemon.reloader)
     except (SpecError, EditError) as error:
         raise Refusal(422, str(error)) from None
     except (WriteError, OSError, UnicodeDecodeError) as error:
@@ -263,6 +259,14 @@ async def get_openapi(daemon: Daemon, request: web.Request) -> web.StreamRespons
 
 
 # ---------------------------------------------------------------- what handlers share
+
+
+async def _body(request: web.Request, model: type[Body]) -> Body:
+    try:
+        return model.model_validate_json(await request.read())
+    except ValidationError as error:
+        text = "; ".join(f"{dotted(one['loc'])}: {one['msg']}" for one in error.errors())
+        raise Refusal(400, f"the body is not as /openapi.json describes it: {text}") from None
 
 
 def _refuse_if_going_down(daemon: Daemon) -> None:
@@ -423,15 +427,16 @@ class Route:
     handler: Handler
     answer: type[views.View] | None
     query: tuple[str, ...] = ()
+    body: type[BaseModel] | None = None
 
 
 ROUTES = (
     Route("GET", "/v1/status", get_status, views.StatusView),
     Route("GET", "/v1/wait", get_wait, views.WaitView, ("service", "timeout")),
     Route("GET", "/v1/plan", get_plan, views.PlanView),
-    Route("POST", "/v1/plan", post_plan, views.PlanView),
+    Route("POST", "/v1/plan", post_plan, views.PlanView, body=Draft),
     Route("POST", "/v1/reload", post_reload, views.ReloadView, ("retry",)),
-    Route("POST", "/v1/edit", post_edit, views.EditView),
+    Route("POST", "/v1/edit", post_edit, views.EditView, body=Edits),
     Route("GET", "/v1/settled", get_settled, views.SettledView, ("timeout",)),
     Route("GET", "/v1/events", get_events, views.EventsView, ("after", "follow")),
     Route("POST", "/v1/down", post_down, views.AcceptedView),
@@ -446,10 +451,11 @@ ROUTES = (
 
 def openapi() -> dict[str, Any]:
     """The API as an OpenAPI 3.1 document."""
-    answers = {route.answer for route in ROUTES if route.answer} | {views.ErrorView}
-    ordered = sorted(answers, key=lambda answer: answer.__name__)
+    answers: set[type[BaseModel]] = {route.answer for route in ROUTES if route.answer}
+    bodies = {route.body for route in ROUTES if route.body}
+    ordered = sorted(answers | bodies | {views.ErrorView}, key=lambda model: model.__name__)
     _, schemas = models_json_schema(
-        [(answer, "serialization") for answer in ordered],
+        [(one, "validation" if one in bodies else "serialization") for one in ordered],
         ref_template="#/components/schemas/{model}",
     )
     paths: dict[str, dict[str, Any]] = {}
@@ -466,7 +472,9 @@ def openapi() -> dict[str, Any]:
 def _operation(route: Route) -> dict[str, Any]:
     in_path = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
     in_query = [{"name": q, "in": "query", "schema": {"type": "string"}} for q in route.query]
+    body = {"requestBody": {"required": True, "content": _content(route.body)}}
     return {
+        **(body if route.body else {}),
         "operationId": route.handler.__name__,
         "summary": " ".join((route.handler.__doc__ or "").split()),
         "parameters": (in_path if "{name}" in route.path else []) + in_query,
@@ -477,7 +485,7 @@ def _operation(route: Route) -> dict[str, Any]:
     }
 
 
-def _content(answer: type[views.View] | None) -> dict[str, Any]:
+def _content(answer: type[BaseModel] | None) -> dict[str, Any]:
     if answer is None:
         return {"text/plain": {"schema": {"type": "string"}}}
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{answer.__name__}"}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from typing import Any, Literal
 
@@ -25,6 +26,15 @@ class Edit(BaseModel):
     """For `add` and `set`: values by dotted key, as `gptq.wbits`."""
     keys: list[str] = []
     """For `unset`: dotted keys."""
+
+
+class Draft(BaseModel):
+    """A file as it might be."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    text: str
+    """The YAML."""
 
 
 class Edits(BaseModel):
@@ -55,7 +65,7 @@ async def carry_out(wish: Edits, reloader: Reloader) -> EditView:
     )
     number = reloader.journal.number
     if new != old and not wish.dry_run:
-        replace(path, raw, new.encode())
+        await asyncio.to_thread(replace, path, raw, new.encode())
         await reloader.reload()
     changes = changes_of(plan)
     return EditView(diff=diff, changed=bool(changes), number=number, changes=changes)
