@@ -31,10 +31,12 @@ from supervisor.core.instance import (  # noqa: E402
     Startup,
 )
 from supervisor.core.lifecycle import (  # noqa: E402
+    Adjusted,
     Check,
     DependenciesReady,
     DependentsStopped,
     Diagnosed,
+    Drained,
     EnteredRotation,
     Event,
     Exited,
@@ -44,6 +46,7 @@ from supervisor.core.lifecycle import (  # noqa: E402
     RestartRequested,
     Spawned,
     SpawnFailed,
+    Stage,
     StartRequested,
     State,
     Status,
@@ -61,6 +64,7 @@ _PROBE = Probe(_ASK, interval=1.0, timeout=1.0)
 _WORKER = InstanceSpec(
     name="worker",
     service="worker",
+    slot="worker",
     role=Role.WORKER,
     kind="model_worker",
     argv=("worker",),
@@ -77,11 +81,14 @@ _WORKER = InstanceSpec(
     restart=RestartPolicy(),
     stop_grace=10.0,
     in_rotation=True,
+    launch="as at first",
+    drain_timeout=60.0,
 )
 SPECS = (
     *(replace(_WORKER, restart=RestartPolicy(policy)) for policy in ("on_failure", "never")),
     *(replace(_WORKER, restart=RestartPolicy(limit=limit)) for limit in (None, 1)),
     replace(_WORKER, in_rotation=False),
+    replace(_WORKER, readiness=None, drain_timeout=0.0),
     replace(_WORKER, in_rotation=False, startup=None, restart=RestartPolicy("on_failure")),
 )
 
@@ -96,6 +103,7 @@ def events(status: Status) -> dict[str, Event]:
         "dependencies ready": DependenciesReady(),
         "dependents stopped": DependentsStopped(),
         "hurried": Hurried(),
+        "adjusted": Adjusted(replace(_WORKER, readiness=replace(_PROBE, interval=2.0))),
         "diagnosed": Diagnosed(run, "boom", hopeless=False),
         "diagnosed: hopeless": Diagnosed(run, "no such file", hopeless=True),
     }
@@ -111,6 +119,8 @@ def events(status: Status) -> dict[str, Event]:
         found["spawn failed"] = SpawnFailed(run, "no such program", hopeless=True)
     if status.in_rotation:
         found["entered rotation"] = EnteredRotation(run)
+    if status.stage is Stage.DRAIN:
+        found["drained"] = Drained(run)
     if status.timer is not None:
         found["timer fired"] = TimerFired(status.timer.epoch)
     return found
@@ -183,6 +193,8 @@ it every event that can happen in every status that can be reached.
 Where each event may move an instance from each state; a dot where it never does. Several states
 mean that it depends: on whether the instance is wanted, its restart policy, the failures in a row.
 A state that leads to itself means another process. One failure of a probe is shown as enough.
+`stopping` has stages: a worker in rotation drains first, until `drained` or its timer; then come
+SIGTERM, SIGINT and SIGKILL, each when the timer of the one before has fired.
 
 {_table(found)}
 

@@ -11,7 +11,7 @@ from supervisor.cli.settle import wait_until_settled
 
 def run_reload(arguments: argparse.Namespace) -> int:
     client = Client(arguments)
-    answer = client.post("/v1/reload?retry=1")
+    answer = client.post("/v1/reload", retry=1)
     if not answer["changed"]:
         print("nothing has changed")
     if arguments.no_wait:

@@ -420,7 +420,8 @@ def _exited(status: Status, event: Exited, at: _Moment) -> Step:
 
 
 def _diagnosed(status: Status, event: Diagnosed, at: _Moment) -> Step:
-    started_since = event.exited_run < status.run and status.streak == 0
+    is_older = event.exited_run < status.run
+    started_since = is_older and status.state in RUNNING and status.streak == 0
     if event.exited_run < status.run - 1 or started_since:
         return status, ()  # by a person or a rollout: what was before has no say any more
     hopeless = status.hopeless + 1 if event.hopeless else 0
@@ -468,12 +469,12 @@ def _startup_probed(status: Status, passed: bool, at: _Moment) -> Step:
 
 
 def _readiness_probed(status: Status, passed: bool, detail: str, at: _Moment) -> Step:
-    if status.state not in (State.READY, State.UNREADY):
+    if status.state not in (State.READY, State.UNREADY) or at.spec.readiness is None:
         return status, ()
     if passed:
         return _readiness_passed(replace(status, misses=0), at)
     status = replace(_proven(status, at), misses=status.misses + 1)
-    limit = at.spec.readiness.failures if at.spec.readiness else 1
+    limit = at.spec.readiness.failures
     if status.misses < limit or not (status.state is State.READY or status.in_rotation):
         return status, ()
     reason = f"readiness failed {_times(status.misses)}: {detail}"
@@ -492,11 +493,10 @@ def _readiness_passed(status: Status, at: _Moment) -> Step:
 
 
 def _liveness_probed(status: Status, passed: bool, detail: str, at: _Moment) -> Step:
-    if status.state not in (State.READY, State.UNREADY):
+    if status.state not in (State.READY, State.UNREADY) or at.spec.liveness is None:
         return status, ()
     status = replace(_proven(status, at), dead_misses=0 if passed else status.dead_misses + 1)
-    limit = at.spec.liveness.failures if at.spec.liveness else 1
-    if status.dead_misses < limit:
+    if status.dead_misses < at.spec.liveness.failures:
         return status, ()
     fault = f"liveness failed {_times(status.dead_misses)}: {detail}"
     return _begin_stop(status, fault, at, fault=fault)

@@ -9,7 +9,7 @@ supervisor are all just another state to go on from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State, Status
@@ -240,18 +240,24 @@ def _slots(
     members: Sequence[Member],
     histories: Mapping[str, History],
 ) -> list[_Slot]:
-    failures = {slot: _failure(target, histories.get(slot)) for slot, target in wanted.items()}
+    forms = [form for target in wanted.values() for form in candidates(target)]
+    owners = {form.port: form.slot for form in forms if form.port is not None}
+    known = {slot: histories.get(slot, History()) for slot in wanted}
+    known = {slot: _usable(history, slot, owners) for slot, history in known.items()}
+    failures = {slot: _failure(target, known[slot]) for slot, target in wanted.items()}
     stuck = {wanted[slot].service for slot, failure in failures.items() if failure is not None}
     found = []
     for slot, target in wanted.items():
-        good = histories.get(slot, History()).good
-        stays = target.service not in stuck or good is None or form_of(good, target) is not None
+        good = known[slot].good
+        aim = target
+        if target.service in stuck and good is not None and form_of(good, target) is None:
+            aim = replace(good, max_unavailable=target.max_unavailable)
         here = [one for one in members if one.spec.slot == slot]
         found.append(
             _Slot(
-                target=target if stays or good is None else good,
+                target=aim,
                 asked=target.launch,
-                goes_back=not stays,
+                goes_back=aim is not target,
                 failure=failures[slot],
                 good=good,
                 live=[one for one in here if not one.leaving],
@@ -261,9 +267,16 @@ def _slots(
     return found
 
 
-def _failure(target: InstanceSpec, history: History | None) -> Failure | None:
+def _usable(history: History, slot: str, owners: Mapping[int, str]) -> History:
+    """Nobody can go back to a port that the file gives to another."""
+    port = history.good.port if history.good else None
+    lost = port is not None and owners.get(port, slot) != slot
+    return replace(history, good=None) if lost else history
+
+
+def _failure(target: InstanceSpec, history: History) -> Failure | None:
     """Why the target is not tried any more; None if it is, for there is nothing to go back to."""
-    if history is None or history.failure is None or history.good is None:
+    if history.failure is None or history.good is None:
         return None
     return history.failure if history.failure.launch == target.launch else None
 
@@ -284,6 +297,8 @@ def _of_service(slots: Sequence[_Slot]) -> Iterator[Step]:
             yield from (Retire(one.name, f"{base.name} is the one to go on") for one in more)
             if base.state in _WITHOUT_PROCESS:
                 yield from _swap(slot, base)
+            elif not base.status.wanted:
+                continue  # a person is stopping it, and it is to stay so
             elif base.state in _SERVING:
                 replaceable.append((slot, base))
             elif base.state is State.STARTING:  # it serves nobody yet
@@ -376,8 +391,12 @@ def _cannot_start(status: Status) -> bool:
 
 def _without_collisions(steps: Iterable[Step], members: Sequence[Member]) -> Iterator[Step]:
     """What starts on a port waits until another slot's instance has left it."""
-    held = {(one.spec.port, one.spec.slot) for one in members if one.state is not State.STOPPED}
     waiting = {one.name for one in members if one.status.wanted}
+    held = {
+        (one.spec.port, one.spec.slot)
+        for one in members
+        if one.state is not State.STOPPED or one.name in waiting
+    }
 
     def is_held(spec: InstanceSpec) -> bool:
         taken = any(spec.port == port and spec.slot != slot for port, slot in held)
@@ -400,9 +419,8 @@ def _is_gone(member: Member) -> bool:
     return member.leaving and member.state is State.STOPPED
 
 
-def _rank(member: Member) -> int:
-    """The most useful first."""
+def _rank(member: Member) -> tuple[bool, int]:
+    """The most useful first, and last what somebody has told to stop."""
     order = (State.READY, State.UNREADY, State.STARTING)
-    if member.state in order:
-        return order.index(member.state)
-    return len(order) + member.stopped_on_purpose
+    place = order.index(member.state) if member.state in order else len(order)
+    return not member.status.wanted, place

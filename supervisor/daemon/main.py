@@ -112,6 +112,8 @@ async def _serve(
         )
         async with _listening(Api(daemon), run_dir):
             watch.watch(_watched(file))
+            if file.cluster.watch:
+                in_background(reloader.reload_quietly())  # saved since it was read?
             await supervising
     finally:
         # Also when something went wrong halfway: nothing may run without a supervisor.

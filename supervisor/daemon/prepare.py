@@ -60,7 +60,7 @@ class _Ports:
         # Where a surge finds no port, it is done in place, as if the file said `recreate`.
         with contextlib.suppress(NoPortLeft):
             used = {*fixed.values(), *chosen.values()}
-            chosen |= self._assign(roles.without_port_beside(cluster), used)
+            chosen |= self._assign(roles.without_port_beside(cluster, self._running), used)
         return roles.expand(self._file, chosen, environ)
 
     def _taken_by_strangers(self) -> Iterator[tuple[Place, str]]:

@@ -43,6 +43,7 @@ from supervisor.core.lifecycle import (
     TimerFired,
 )
 from supervisor.core.order import blocked, startable, stoppable, waiting_for
+from supervisor.core.plan import form_of
 from supervisor.core.rollout import (
     Abandon,
     Adjust,
@@ -309,7 +310,7 @@ class Reconciler:
                 self._specs[spec.name] = spec
                 if self._statuses[spec.name].state is State.READY:
                     history = self._histories.get(spec.slot, History())
-                    self._histories[spec.slot] = replace(history, good=spec)
+                    self._histories[spec.slot] = replace(history, good=self._whole(spec))
                 self._tell(spec, "updated", "its process goes on")
                 self._apply(spec.name, Adjusted(before))
             case Swap(spec, reason, start):
@@ -326,7 +327,8 @@ class Reconciler:
             case Abandon(slot, failure):
                 history = self._histories.get(slot, History())
                 self._histories[slot] = replace(history, failure=failure)
-                self._outdated -= {s.name for s in self._specs.values() if s.slot == slot}
+                service = self._wanted[slot].service
+                self._outdated -= {n for n, s in self._specs.items() if s.service == service}
                 reason = f"the rollout is given up: {failure.reason}"
                 self._journal.write(failure.instance, "given up", reason)
         self._dirty = True
@@ -343,6 +345,11 @@ class Reconciler:
         if spec.slot not in self._wanted:
             self._histories.pop(spec.slot, None)
             self._tell(spec, "removed", "it has ended")
+
+    def _whole(self, spec: InstanceSpec) -> InstanceSpec:
+        """With both its forms, so that it can be replaced by its like without a gap."""
+        target = self._wanted.get(spec.slot)
+        return target if target is not None and form_of(spec, target) else spec
 
     def _sort(self) -> None:
         """In the order of the file; what leaves it comes last."""
@@ -437,7 +444,7 @@ class Reconciler:
         if spec.name not in self._leaving:
             failure = self._histories.get(spec.slot, History()).failure
             mended = failure is None or failure.launch == spec.launch
-            self._histories[spec.slot] = History(spec, None if mended else failure)
+            self._histories[spec.slot] = History(self._whole(spec), None if mended else failure)
             self._dirty = True
         if spec.role is Role.CONTROLLER:
             with _surviving(spec.name, "controller_is_new"):

@@ -113,6 +113,8 @@ class Reloader:
             self.journal.write("", "file", f"{file.path.name} is applied: {what}")
         elif old.cluster != file.cluster:
             self.journal.write("", "file", f"{file.path.name} is applied: nothing to do")
+        elif not retry:
+            return
         for one in at_next_up(old, file):
             text = f"{one}: it counts when the supervisor starts the next time"
             self.journal.write("", "file", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -77,12 +77,13 @@ def beside(slot: str) -> str:
     return f"{slot}.b"
 
 
-def without_port_beside(cluster: spec.Cluster) -> list[str]:
-    """Instances that a surge may start, which need a port of their own."""
+def without_port_beside(cluster: spec.Cluster, running: Collection[str]) -> list[str]:
+    """Instances that a surge may start, or has started (they are ``running``), and which need a
+    port of their own."""
     return [
         beside(name)
         for name, _, worker, _ in replicas(cluster)
-        if worker.port is None and surges(worker)
+        if worker.port is None and (surges(worker) or beside(name) in running)
     ]
 
 
@@ -217,7 +218,7 @@ class _Expansion:
         port = worker.port + i if worker.port is not None else self._ports[slot]
         other = self._ports.get(beside(slot)) if worker.port is None else None
         second = None
-        if other is not None and surges(worker):
+        if other is not None:
             second = self._replica(beside(slot), slot, service, worker, i, other, None)
         return self._replica(slot, slot, service, worker, i, port, second)
 

@@ -10,7 +10,6 @@ hangs) blocks that thread, not the event loop.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import errno
 import fcntl
@@ -28,8 +27,6 @@ log = logging.getLogger(__name__)
 Signature = tuple[int, ...]
 """Two that differ are two contents, or two reasons why there is none."""
 Signatures = Mapping[Path, Signature]
-Place = tuple[str, int, int]
-"""What is watched: a path, and the device and inode that it led to."""
 
 _STEP_MS = 25
 """watchfiles looks for events this often and returns when a step brings no other: an event is told
@@ -45,7 +42,7 @@ _WRITER_S = 2.0
 """How long we wait for those who have a changed file open for writing."""
 _LOOK_S = 5.0
 """We look this often without any event: network file systems send none for what others write, and
-nobody tells that a folder further up was renamed."""
+nobody tells us that a folder further up was renamed (see `_on_the_way`)."""
 _BLIND_LOOK_S = 1.0
 """The same while there are no events to be had,"""
 _RETRY_S = 60.0
@@ -85,23 +82,15 @@ class FileWatch:
         self._wake.set()
         if self._thread is None:
             self._loop = asyncio.get_running_loop()
-            # Nobody has to wait for this thread at the end, but it must be out of watchfiles' code
-            # by then: the interpreter would end it there, which Rust answers with an abort.
-            atexit.register(self._end)
             self._thread = threading.Thread(target=self._run, name="file watch", daemon=True)
             self._thread.start()
 
     async def close(self) -> None:
         """Nothing is called any more from the moment of the call."""
         self._closed = True
-        await asyncio.to_thread(self._end)
-
-    def _end(self) -> None:
-        self._closed = True
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join(1.0)  # It takes a step, unless a file system hangs.
-            atexit.unregister(self._end)
+        if self._thread is not None:  # It takes a step, unless a file system hangs.
+            await asyncio.to_thread(self._thread.join, 1.0)
 
     def _report(self, seen: Signatures) -> None:
         """In the event loop, which may have been busy: tells only what it has not told yet."""
@@ -115,10 +104,12 @@ class FileWatch:
 
     def _run(self) -> None:
         """Never ends before it is told to: a defect costs promptness, not the function."""
-        while not self._closed:
+        while True:
             if self._blind:
                 self._wake.wait(_BLIND_LOOK_S)
-            self._wake.clear()
+            self._wake.clear()  # First: what it stands for is looked at below.
+            if self._closed:
+                return
             files = list(self._reported)
             places = _places(files)
             try:
@@ -130,14 +121,14 @@ class FileWatch:
                 if places == _places(files):  # Else it vanished while we turned to it.
                     self._be_blind(error)
 
-    def _follow(self, files: Collection[Path], places: frozenset[Place]) -> None:
+    def _follow(self, files: Collection[Path], places: frozenset[str]) -> None:
         """Look after each batch of events, until something else is to be watched."""
         # Takes 50 ms, and is not needed by those who watch nothing.
         from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
         # Not its `watch()`: we have to look after the watches are set and before we wait, since
         # what changed in between has sent no event.
-        with RustNotify([path for path, _, _ in places], False, False, 0, False, False) as events:
+        with RustNotify(list(places), False, False, 0, False, False) as events:
             if self._blind:
                 log.info("changes of %s are noticed at once again", _listed(files))
                 self._blind = False
@@ -146,9 +137,14 @@ class FileWatch:
                 if self._wake.is_set() or places != _places(files):
                     return
                 try:
-                    events.watch(_GATHER_MS, _STEP_MS, round(_LOOK_S * 1000), self._wake)
+                    batch = events.watch(_GATHER_MS, _STEP_MS, round(_LOOK_S * 1000), self._wake)
                 except WatchfilesRustInternalError:
                     return  # As good as an event: a name in the folder that is no text, say.
+                # Set the watches anew if nothing came for long, in case one was lost unnoticed, and
+                # if a place itself has changed: it may be another one of that name, with the same
+                # inode even, while our watch has ended with the old one.
+                if isinstance(batch, str) or not places.isdisjoint(path for _, path in batch):
+                    return
 
     def _be_blind(self, error: Exception) -> None:
         if not self._blind:
@@ -223,19 +219,10 @@ def _is_written(path: Path) -> bool:
     return False
 
 
-def _places(files: Iterable[Path]) -> frozenset[Place]:
-    """The folders and files whose events matter.
-
-    A watch stays with the inode, so a folder that was made anew is another place.
-    """
-    places = set()
-    for file in files:
-        for path in _on_the_way(file):
-            with contextlib.suppress(OSError):
-                if os.access(path, os.R_OK):  # Else inotify refuses.
-                    found = os.stat(path)
-                    places.add((path, found.st_dev, found.st_ino))
-    return frozenset(places)
+def _places(files: Iterable[Path]) -> frozenset[str]:
+    """The folders and files whose events matter, of those that inotify would let us watch."""
+    places = {place for file in files for place in _on_the_way(file)}
+    return frozenset(place for place in places if os.access(place, os.R_OK))
 
 
 def _on_the_way(file: Path) -> Iterator[str]:
@@ -243,7 +230,8 @@ def _on_the_way(file: Path) -> Iterator[str]:
 
     The file itself, because a write through another name (a file that is mounted into a container,
     a hard link) sends its events to that name's folder and to the file, not to our folder. Folders
-    that are no links are not watched for being renamed: that would bring us all events of /tmp.
+    further up that are no links are not watched for being renamed or locked: that would bring us
+    all events of /tmp.
     """
     here, todo, links = "/", _names(str(file)), 0
     while todo:

@@ -9,18 +9,21 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from instances import DEADLINE, instance, worker
+from instances import DEADLINE, STATUS, instance, worker
 
-from supervisor.core.instance import InstanceSpec, RestartPolicy
+from supervisor.core.instance import InstanceSpec, Probe, RestartPolicy
 from supervisor.core.lifecycle import (
     HURRIED_GRACE,
     INTERRUPT_GRACE,
     KILL_GRACE,
+    Adjusted,
     Check,
     DependenciesReady,
     DependentsStopped,
     Diagnose,
     Diagnosed,
+    Drain,
+    Drained,
     Effect,
     EnteredRotation,
     EnterRotation,
@@ -673,6 +676,257 @@ def test_changing_ones_mind_before_the_stop_has_begun_costs_nothing() -> None:
     assert life.tell(StopRequested("asked to stop"), StartRequested("asked to start")) == []
     assert life.tell(DependentsStopped()) == []
     assert life.status.state is State.READY
+
+
+# ---------------------------------------------------------------- draining
+
+
+def draining(**fields: Any) -> Life:
+    """A worker that has been asked to stop while it served."""
+    life = Life(worker(drain_timeout=300.0, stop_grace=30.0, **fields)).ready()
+    life.tell(StopRequested("asked to stop"), DependentsStopped())
+    assert life.status.stage is Stage.DRAIN
+    return life
+
+
+def test_a_worker_that_serves_gets_no_new_requests_and_ends_those_it_has() -> None:
+    life = Life(worker(drain_timeout=300.0, stop_grace=30.0)).ready()
+    effects = life.tell(StopRequested("asked to stop"), DependentsStopped())
+    assert effects == [StopProbes(), LeaveRotation(), Drain(1)], "and no signal"
+    assert (life.status.state, life.status.stage) == (State.STOPPING, Stage.DRAIN)
+    assert life.status.reason == "asked to stop; finishing its requests"
+    assert life.delay == 300.0
+    assert life.tell(Drained(1)) == [Signal(Stage.TERM)]
+    assert life.status.reason == "no request is left; sending SIGTERM"
+    assert life.delay == 30.0
+    life.tell(Exited(1, None, "SIGTERM"))
+    assert (life.status.state, life.status.reason) == (State.STOPPED, "asked to stop")
+
+
+def test_requests_that_do_not_end_in_time_are_cut_and_that_is_said() -> None:
+    life = draining()
+    assert life.wait_for_timer() == [Signal(Stage.TERM)]
+    assert life.status.reason == "it still has requests after 300 s; sending SIGTERM"
+    assert life.tell(Drained(1)) == [], "too late to matter"
+    assert life.wait_for_timer() == [Signal(Stage.INT)]
+
+
+def test_a_restart_drains_too() -> None:
+    life = Life(worker(drain_timeout=300.0)).ready()
+    assert life.tell(RestartRequested("asked to restart"))[-1] == Drain(1)
+    assert life.tell(Drained(1)) == [Signal(Stage.TERM)]
+    life.crashes(0)
+    assert life.tell(DependenciesReady()) == [Spawn(2)]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [worker(drain_timeout=0.0), instance("api_server", drain_timeout=300.0)],
+    ids=["no time for it", "not in rotation"],
+)
+def test_who_has_nothing_to_drain_gets_sigterm_at_once(spec: InstanceSpec) -> None:
+    life = Life(spec).ready()
+    assert life.tell(StopRequested("asked"), DependentsStopped())[-1] == Signal(Stage.TERM)
+
+
+def test_a_worker_that_has_left_rotation_does_not_drain() -> None:
+    life = Life(worker(drain_timeout=300.0)).ready()
+    life.failed(Check.READINESS, times=3)
+    assert life.tell(StopRequested("asked"), DependentsStopped())[-1] == Signal(Stage.TERM)
+
+
+def test_a_worker_that_still_starts_does_not_drain() -> None:
+    life = Life(worker(drain_timeout=300.0))
+    life.start()
+    life.spawned()
+    assert life.tell(RestartRequested("asked"))[-1] == Signal(Stage.TERM)
+
+
+def test_a_worker_that_hangs_does_not_drain() -> None:
+    life = Life(worker(drain_timeout=300.0)).ready()
+    effects = life.failed(Check.LIVENESS, times=2)
+    assert effects == [StopProbes(), LeaveRotation(), Signal(Stage.TERM)]
+
+
+def test_a_stop_may_ask_for_no_drain() -> None:
+    life = Life(worker(drain_timeout=300.0)).ready()
+    effects = life.tell(StopRequested("asked", drain=False), DependentsStopped())
+    assert effects[-1] == Signal(Stage.TERM)
+
+
+def test_a_drain_that_is_under_way_is_ended_by_a_stop_without_one() -> None:
+    life = draining()
+    assert life.tell(StopRequested("going down", drain=False)) == [Signal(Stage.TERM)]
+    assert life.status.reason == "going down"
+
+
+def test_a_hurry_skips_the_drain() -> None:
+    life = draining()
+    assert life.tell(Hurried()) == [Signal(Stage.TERM), Signal(Stage.INT)]
+    assert life.delay == HURRIED_GRACE
+    assert life.tell(Drained(1)) == []
+
+
+def test_a_hurry_before_it_has_begun_skips_the_drain_too() -> None:
+    life = Life(worker(drain_timeout=300.0)).ready()
+    life.tell(StopRequested("received SIGINT"))
+    effects = life.tell(Hurried())
+    assert effects == [StopProbes(), LeaveRotation(), Signal(Stage.TERM), Signal(Stage.INT)]
+
+
+def test_it_may_die_while_it_drains() -> None:
+    life = draining()
+    assert life.crashes() == [StopProbes()]
+    assert (life.status.state, life.status.timer) == (State.STOPPED, None)
+    assert life.tell(Drained(1)) == []
+
+
+def test_asked_to_start_while_it_drains_it_ends_its_requests_and_starts_again() -> None:
+    life = draining()
+    assert life.tell(StartRequested("asked to start")) == []
+    assert life.status.stage is Stage.DRAIN
+    assert life.tell(Drained(1)) == [Signal(Stage.TERM)]
+    life.crashes(0)
+    assert life.tell(DependenciesReady()) == [Spawn(2)]
+
+
+def test_asked_to_stop_while_it_drains_for_a_restart_it_stays_down() -> None:
+    life = Life(worker(drain_timeout=300.0)).ready()
+    life.tell(RestartRequested("asked to restart"), StopRequested("asked to stop"))
+    assert life.status.stage is Stage.DRAIN
+    life.tell(Drained(1))
+    life.crashes(0)
+    assert (life.status.state, life.status.wanted) == (State.STOPPED, False)
+
+
+def test_a_server_that_drains_by_itself_on_sigterm_gets_the_time_for_it() -> None:
+    life = Life(instance("api_server", drain_timeout=300.0, stop_grace=30.0)).ready()
+    life.tell(StopRequested("asked"), DependentsStopped())
+    assert life.delay == 300.0
+    life = Life(instance("api_server", drain_timeout=300.0, stop_grace=30.0)).ready()
+    life.failed(Check.LIVENESS, times=2)
+    assert life.delay == 30.0, "but not when it hangs"
+
+
+# ---------------------------------------------------------------- supervised in another way
+
+OTHERWISE = Probe(STATUS, interval=9.0, timeout=9.0, failures=1)
+
+
+def adjusted(life: Life, **fields: Any) -> list[Effect]:
+    before, life.spec = life.spec, replace(life.spec, **fields)
+    return life.tell(Adjusted(before))
+
+
+@pytest.mark.parametrize("check", [Check.READINESS, Check.LIVENESS])
+@pytest.mark.parametrize("probe", [OTHERWISE, None])
+def test_a_probe_that_asks_otherwise_is_begun_anew(check: Check, probe: Probe | None) -> None:
+    life = Life().ready()
+    before = life.status
+    assert adjusted(life, **{check.value: probe}) == [StartProbes(1, (check,))]
+    assert life.status == before
+    assert adjusted(life) == [], "and no other"
+
+
+@pytest.mark.parametrize("fields", [{"models": ("vicuna", "gpt-4")}, {"multimodal": True}])
+def test_another_name_is_told_to_the_controller(fields: dict[str, Any]) -> None:
+    life = Life().ready()
+    assert adjusted(life, **fields) == [EnterRotation(1)]
+    before = life.status
+    assert life.tell(EnteredRotation(1)) == []
+    assert life.status == before
+
+
+def test_a_name_is_told_only_of_what_is_in_rotation() -> None:
+    life = Life()
+    life.start()
+    life.spawned()
+    assert adjusted(life, models=("renamed",)) == []
+    life.answered(Check.STARTUP)
+    assert adjusted(life, models=("again",)) == [EnterRotation(1)], "it is about to be"
+
+
+def test_startup_questions_that_change_while_it_starts_are_asked_from_the_first() -> None:
+    life = Life()
+    life.start()
+    startup = life.spec.startup
+    assert startup is not None
+    assert adjusted(life, startup=replace(startup, interval=1.0)) == [], "none is asked yet"
+    life.spawned()
+    timer = life.status.timer
+    effects = adjusted(life, startup=replace(startup, interval=2.0))
+    assert effects == [StartProbes(1, (Check.STARTUP,))]
+    assert life.status.timer == timer
+    life.answered(Check.STARTUP)
+    assert adjusted(life, startup=replace(startup, interval=3.0)) == [], "it has answered"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"restart": RestartPolicy(limit=1)},
+        {"stop_grace": 1.0, "drain_timeout": 9.0},
+        {"depends_on": ()},
+        {"argv": ("run", "--otherwise"), "env": (("NO_PROXY", "*"),)},
+        {"surge": True, "max_unavailable": 3},
+    ],
+)
+def test_nothing_else_does_anything_at_once(fields: dict[str, Any]) -> None:
+    life = Life().ready()
+    before = life.status
+    assert adjusted(life, **fields) == []
+    assert life.status == before
+
+
+def test_a_time_to_drain_counts_for_what_runs_already() -> None:
+    life = Life(worker(drain_timeout=0.0)).ready()
+    adjusted(life, drain_timeout=42.0)
+    assert life.tell(RestartRequested("asked"))[-1] == Drain(1)
+    assert life.delay == 42.0
+
+
+def test_without_a_readiness_probe_any_more_it_returns_by_the_startup_questions() -> None:
+    """Nothing else would ever bring it back."""
+    life = Life().ready()
+    life.failed(Check.READINESS, times=3)
+    effects = adjusted(life, readiness=None)
+    assert effects == [StartProbes(1, (Check.READINESS,)), StartProbes(1, (Check.STARTUP,))]
+    life.answered(Check.STARTUP)
+    life.tell(EnteredRotation(1))
+    assert life.status.state is State.READY
+
+
+def test_startup_questions_that_change_on_its_way_back_are_asked_anew() -> None:
+    life = Life().ready()
+    life.failed(Check.READINESS, times=3)
+    life.answered(Check.READINESS)
+    startup = life.spec.startup
+    assert startup is not None
+    changed = replace(startup, questions=(STATUS,))
+    assert adjusted(life, startup=changed) == [StartProbes(1, (Check.STARTUP,))]
+    assert adjusted(life, stop_grace=1.0) == []
+
+
+@pytest.mark.parametrize("check", [Check.READINESS, Check.LIVENESS])
+def test_an_answer_to_what_is_not_asked_any_more_counts_for_nothing(check: Check) -> None:
+    """It was on its way when the probe was taken out of the file."""
+    life = Life().ready()
+    adjusted(life, **{check.value: None})
+    assert life.failed(check, times=9) == []
+    assert life.status.state is State.READY
+
+
+def test_a_verdict_on_what_ran_before_somebody_started_it_does_not_count() -> None:
+    life = Life()
+    life.start()
+    life.spawned()
+    life.crashes(2)
+    life.tell(RestartRequested("with other arguments"))
+    life.crashes(2)
+    life.tell(DependenciesReady())
+    life.tell(Diagnosed(2, ARGUMENT_ERROR, hopeless=True))
+    assert (life.status.state, life.status.hopeless) == (State.STARTING, 0)
+    assert ARGUMENT_ERROR not in life.status.reason
 
 
 # ---------------------------------------------------------------- restart and start on request

@@ -15,20 +15,23 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from instances import instance, worker
+from instances import STATUS, instance, worker
 
-from supervisor.core.instance import InstanceSpec, RestartPolicy
+from supervisor.core.instance import InstanceSpec, Probe, RestartPolicy
 from supervisor.core.lifecycle import (
+    Adjusted,
     Check,
     DependenciesReady,
     DependentsStopped,
     Diagnose,
     Diagnosed,
+    Drain,
+    Drained,
     Effect,
     EnteredRotation,
     EnterRotation,
@@ -72,6 +75,8 @@ def _specs() -> list[InstanceSpec]:
     return [
         plain,
         replace(plain, readiness=touchy, liveness=touchy),
+        replace(plain, drain_timeout=30.0),
+        replace(plain, drain_timeout=30.0, readiness=touchy, restart=policy(policy="on_failure")),
         replace(plain, restart=policy(limit=3)),
         replace(plain, restart=policy(policy="on_failure")),
         replace(plain, restart=policy(policy="never")),
@@ -82,6 +87,23 @@ def _specs() -> list[InstanceSpec]:
 
 
 SPECS = _specs()
+
+
+def _adjusted(spec: InstanceSpec, kind: int) -> InstanceSpec:
+    """The same process, supervised in another way."""
+    probe = spec.liveness or Probe(STATUS, interval=1.0, timeout=1.0)
+    readiness = replace(probe, failures=1 + kind // 8 % 3)
+    others: list[dict[str, Any]] = [
+        {"models": ("renamed", str(kind))},
+        {"drain_timeout": float(kind % 3 * 20)},
+        {"readiness": None},
+        {"readiness": readiness},
+        {"liveness": None},
+        {"liveness": readiness},
+        {"startup": spec.startup and replace(spec.startup, interval=float(kind))},
+        {"stop_grace": 1.0 + kind, "env": (("NEW", "1"),)},
+    ]
+    return replace(spec, **others[kind % 8])
 
 
 # ---------------------------------------------------------------- the world
@@ -103,6 +125,8 @@ class World:
     probed_run: int = 0
     entering: int | None = None
     """The run that the controller is about to have."""
+    draining: int | None = None
+    """The run that is to tell when it has no request any more."""
     member: bool = False
     """The controller has been told to have it, and not told otherwise since."""
     inbox: deque[Event] = field(default_factory=deque)
@@ -113,7 +137,7 @@ class World:
     def carry_out(self, effect: Effect) -> None:
         match effect:
             case Spawn(run):
-                self.process, self.spawning, self.told = run, True, None
+                self.process, self.spawning, self.told, self.draining = run, True, None, None
             case Signal(stage):
                 self.told = stage
             case StartProbes(run, checks):
@@ -123,6 +147,7 @@ class World:
                     Check.READINESS: self.spec.readiness,
                     Check.LIVENESS: self.spec.liveness,
                 }
+                self.probes -= {*checks}
                 self.probes |= {check for check in checks if asked[check] is not None}
             case StopProbes():
                 self.probes.clear()
@@ -130,6 +155,8 @@ class World:
                 self.entering, self.member = run, True
             case LeaveRotation():
                 self.entering, self.member = None, False
+            case Drain(run):
+                self.draining = run
             case Diagnose(run):
                 self.diagnoses.append(run)
 
@@ -158,6 +185,11 @@ class World:
         if self.entering is not None:
             self.inbox.append(EnteredRotation(self.entering))
             self.entering = None
+
+    def has_drained(self) -> None:
+        if self.draining is not None:
+            self.inbox.append(Drained(self.draining))
+            self.draining = None
 
     def is_diagnosed(self, hopeless: bool) -> None:
         if self.diagnoses:
@@ -194,6 +226,9 @@ class Oracle:
     crashes: int = 0
     """Ends in a row that nobody asked for, since a person started it, or it was stable."""
     hopeless: int = 0
+    drains: bool = False
+    adjusted_run: int = -1
+    """Its startup questions may have been changed while the last answer was on its way."""
     ready_since: float | None = None
     misses: dict[Check, int] = field(default_factory=dict)
     """Failures in a row of this run."""
@@ -214,7 +249,12 @@ class Oracle:
         ended = isinstance(event, Exited | SpawnFailed) and before.state not in DOWN
         unasked = ended and self.wanted and (not self.stopping or self.fault)
         self._learn(world, event, before, unasked=unasked)
+        if isinstance(event, Adjusted):
+            self.adjusted_run = self.run
         self._check_effects(world, event, effects)
+        self._check_drain(world, event, effects)
+        if isinstance(event, Adjusted):
+            self._check_adjustment(world, event, before, after, effects)
         if unasked:
             self._check_decision(world, after, effects, luck)
         elif ended:
@@ -237,6 +277,10 @@ class Oracle:
         if event.outcome is Outcome.UNASKED or before.state not in UP:
             assert event.outcome is Outcome.PASSED or (after.state, effects) == (before.state, ())
             return
+        asked = {Check.READINESS: self.spec.readiness, Check.LIVENESS: self.spec.liveness}
+        if event.check in asked and asked[event.check] is None:
+            assert (after.state, effects) == (before.state, ()), "nobody asks that any more"
+            return
         failed = event.outcome is Outcome.FAILED
         count = self.misses[event.check] = self.misses.get(event.check, 0) + 1 if failed else 0
         if event.check is Check.READINESS and self.spec.readiness:
@@ -252,7 +296,9 @@ class Oracle:
         if isinstance(event, TimerFired):
             return before.timer is None or event.epoch != before.timer.epoch
         if isinstance(event, Diagnosed):
-            return event.exited_run < self.run - 1
+            is_older = event.exited_run < self.run
+            started_since = before.state in (State.STARTING, *UP) and self.crashes == 0
+            return event.exited_run < self.run - 1 or (is_older and started_since)
         return getattr(event, "run", self.run) != self.run
 
     def _learn(self, world: World, event: Event, before: Status, *, unasked: bool) -> None:
@@ -298,13 +344,13 @@ class Oracle:
                         self.crashes = self.hopeless = 0
                 case Signal(stage):
                     assert world.known
-                    sterner = {None: set(Stage), Stage.TERM: {Stage.INT}}
+                    sterner = {None: {*Stage} - {Stage.DRAIN}, Stage.TERM: {Stage.INT}}
                     assert stage in sterner.get(world.told, {Stage.KILL})
                 case StartProbes(run, checks):
                     assert world.known
                     assert run == self.run
                     again = world.probes & {*checks} & {Check.STARTUP}
-                    assert not again, "begun anew before they could end"
+                    assert not again or self.adjusted_run == run, "begun anew before they could end"
                 case EnterRotation(run):
                     assert world.known
                     assert run == self.run
@@ -320,6 +366,49 @@ class Oracle:
                     self.fault = self.wanted and isinstance(event, TimerFired | Probed)
                 case Diagnose(run):
                     assert run == self.run
+
+    def _check_drain(self, world: World, event: Event, effects: tuple[Effect, ...]) -> None:
+        """Who serves ends its requests first, unless it is hung or somebody is in a hurry."""
+        asked = isinstance(event, DependentsStopped | RestartRequested) and StopProbes() in effects
+        serves = world.member and world.known and self.spec.drain_timeout > 0
+        drains = any(isinstance(effect, Drain) for effect in effects)
+        assert drains is (asked and serves)
+        signals = [effect.stage for effect in effects if isinstance(effect, Signal)]
+        assert not (drains and signals)
+        if drains:
+            self.drains = True
+        elif self.drains and signals:
+            assert isinstance(event, Drained | TimerFired | Hurried)
+            assert signals[0] is Stage.TERM
+            self.drains = False
+        elif isinstance(event, Exited):
+            self.drains = False
+
+    def _check_adjustment(
+        self,
+        world: World,
+        event: Adjusted,
+        before: Status,
+        after: Status,
+        effects: tuple[Effect, ...],
+    ) -> None:
+        """Probes that ask otherwise are begun anew, a new name is told, and that is all."""
+        is_same = {
+            Check.STARTUP: event.before.startup == self.spec.startup,
+            Check.READINESS: event.before.readiness == self.spec.readiness,
+            Check.LIVENESS: event.before.liveness == self.spec.liveness,
+        }
+        entered = [effect for effect in effects if isinstance(effect, EnterRotation)]
+        if before.state is not State.UNREADY:
+            assert after == before
+            assert bool(entered) is (world.member and event.before.models != self.spec.models)
+            for effect in effects:
+                assert isinstance(effect, EnterRotation | StartProbes)
+                if isinstance(effect, StartProbes):
+                    assert not any(is_same[check] for check in effect.checks)
+        if before.state in UP:
+            begun = {c for e in effects if isinstance(e, StartProbes) for c in e.checks}
+            assert begun >= {c for c, same in is_same.items() if not same} - {Check.STARTUP}
 
     def _check_decision(
         self, world: World, after: Status, effects: tuple[Effect, ...], luck: float
@@ -380,7 +469,8 @@ class Oracle:
         if status.state is State.READY and self.spec.in_rotation:
             assert world.member
         if status.state is State.STOPPING and world.known:
-            assert world.told is not None, "it waits for an end that it has not asked for"
+            waits = world.told is not None or status.stage is Stage.DRAIN
+            assert waits, "it waits for an end that it has not asked for"
         if world.probes:
             assert world.known
             assert world.probed_run == self.run
@@ -444,11 +534,17 @@ class Life:
             SpawnFailed(run, "old", hopeless=True),
             Exited(run, 1, None),
             EnteredRotation(run),
+            Drained(run),
             TimerFired(self.status.epoch - 1),
             Diagnosed(self.oracle.run - 2, "old", hopeless=True),
             *(Probed(run, check, outcome, "old") for check in Check for outcome in Outcome),
         )
         self.world.inbox.append(events[kind // 2 % len(events)])
+
+    def adjust(self, kind: int) -> None:
+        before = self.world.spec
+        self.world.spec = self.oracle.spec = _adjusted(before, kind)
+        self.handle(Adjusted(before))
 
     def something_untimely(self, kind: int) -> None:
         """What the reconciler would not send now, and must do no harm."""
@@ -471,6 +567,8 @@ class Life:
                 world.answers(Check.STARTUP, Outcome.PASSED)
             elif world.entering is not None:
                 world.controller_has_it()
+            elif world.draining is not None:
+                world.has_drained()
             elif self.status.state is State.UNREADY:
                 world.answers(Check.READINESS, Outcome.PASSED)
             elif world.timer is not None:
@@ -491,6 +589,7 @@ def possible(life: Life) -> list[Callable[[int], object]]:
         life.request,
         life.something_old,
         life.something_untimely,
+        life.adjust,
         world.time_passes,
     ]
     if world.inbox:
@@ -505,6 +604,8 @@ def possible(life: Life) -> list[Callable[[int], object]]:
         actions += [lambda n, check=check: world.answers(check, OUTCOMES[n % 5])] * 6
     if world.entering is not None:
         actions += [lambda _: world.controller_has_it()] * 12
+    if world.draining is not None:
+        actions += [lambda _: world.has_drained()] * 3
     if world.diagnoses:
         actions.append(lambda n: world.is_diagnosed(hopeless=n % 2 > 0))
     if world.timer is not None:

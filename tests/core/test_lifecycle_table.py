@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from instances import worker
 
 from supervisor.core.lifecycle import (
+    Adjusted,
     Check,
     DependenciesReady,
     DependentsStopped,
     Diagnosed,
+    Drained,
     EnteredRotation,
     Event,
     Exited,
@@ -57,6 +60,8 @@ def _all_events(status: Status) -> list[Event]:
         *(Diagnosed(run - late, "boom", late == 1) for late in (0, 1, 2)),
         *(Probed(run, check, outcome, "") for check in Check for outcome in Outcome),
         EnteredRotation(run),
+        Drained(run),
+        Adjusted(worker(startup=None, readiness=None, models=("renamed",))),
         TimerFired(status.epoch),
     ]
 

@@ -361,7 +361,7 @@ def test_servers_are_asked_over_http_and_are_soon_given_up(tmp_path: Path) -> No
     )
     server = specs["api_server"]
     assert server.liveness is not None
-    assert server.liveness.question == Question(Ask.HTTP, ("http://127.0.0.1:9001/health",))
+    assert server.liveness.question == Question(Ask.HEALTH)
     assert (server.liveness.timeout, server.liveness.failures) == (5.0, 3)
     assert server.readiness is None
     controller = specs["controller"].liveness
@@ -382,3 +382,58 @@ def test_a_command_is_ready_once_it_runs_unless_it_says_how_to_ask(tmp_path: Pat
     assert specs["plain"].liveness is None
     assert specs["asked"].startup is not None
     assert specs["asked"].startup.questions == (Question(Ask.TCP, ("127.0.0.1:9",)),)
+
+
+def test_a_surge_has_a_second_form_with_a_port_of_its_own(tmp_path: Path) -> None:
+    file = Writer(tmp_path).load("workers: {owl: {model_path: a/b, device: cpu}}")
+    owl = roles.expand(file, {"owl-0": 21002, "owl-0.b": 21003}, {})["owl-0"]
+    assert owl.surge
+    assert owl.beside is not None
+    assert (owl.beside.name, owl.beside.slot, owl.beside.port) == ("owl-0.b", "owl-0", 21003)
+    assert owl.beside.launch == owl.launch
+
+
+@pytest.mark.parametrize(
+    ("options", "surge"),
+    [
+        ("device: cpu", True),
+        ("device: cuda", False),
+        ("device: cuda, rollout: surge", True),
+        ("device: cpu, rollout: recreate", False),
+        ("device: cpu, port: 9000", False),
+        ("kind: vllm_worker", False),
+    ],
+)
+def test_a_gpu_does_not_hold_the_model_twice_unless_the_file_says_so(
+    tmp_path: Path, options: str, surge: bool
+) -> None:
+    specs = expand(tmp_path, f"workers: {{owl: {{model_path: a/b, {options}}}}}")
+    assert specs["owl-0"].surge is surge
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("controller: {port: 21001}", "controller: {port: 21999}"),
+        ("device: cpu", "device: cpu, model_names: [other]"),
+        ("workers:", "workers:\n  far: {model_path: a/b, device: cpu, host: 10.0.0.1}"),
+        ("device: cpu", "device: cpu, restart: never, description: x"),
+    ],
+)
+def test_what_the_supervisor_can_tell_needs_no_other_process(
+    tmp_path: Path, edit: tuple[str, str]
+) -> None:
+    text = "controller: {port: 21001}\nworkers:\n  owl: {model_path: a/b, device: cpu}\n"
+    before = expand(tmp_path, text)["owl-0"]
+    after = expand(tmp_path, text.replace(*edit))["owl-0"]
+    assert after.launch == before.launch
+
+
+def test_names_are_part_of_the_process_where_fastchat_looks_at_them(tmp_path: Path) -> None:
+    """A foreign controller asks the worker again at every refresh, and hears the old names."""
+    text = (
+        "controller: {external: http://127.0.0.1:21001}\n"
+        "workers: {owl: {model_path: a/b, model_names: [NAME]}}"
+    )
+    launches = {expand(tmp_path, text.replace("NAME", n))["owl-0"].launch for n in ("a", "b")}
+    assert len(launches) == 2

@@ -1,0 +1,715 @@
+"""How what runs becomes what is wanted: stories in a simulated cluster, see ``rollout_world``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from instances import instance, worker
+from rollout_world import Instance, Luck, World
+
+from supervisor.core.instance import InstanceSpec, RestartPolicy
+from supervisor.core.lifecycle import (
+    Check,
+    Diagnosed,
+    Outcome,
+    Probed,
+    StartRequested,
+    State,
+    Status,
+    StopRequested,
+)
+from supervisor.core.rollout import (
+    Abandon,
+    Adjust,
+    Failure,
+    Forget,
+    History,
+    Launch,
+    Member,
+    Retire,
+    Step,
+    Swap,
+    next_steps,
+    progress,
+    serving,
+)
+
+
+def surge(slot: str = "vicuna-0", launch: str = "A", port: int = 21002, **fields: Any) -> Any:
+    """A replica whose successor starts beside it."""
+    one = worker(slot, launch=launch, port=port, surge=True, depends_on=(), **fields)
+    return replace(one, beside=replace(one, name=f"{slot}.b", port=port + 100))
+
+
+def recreate(slot: str = "vicuna-0", launch: str = "A", port: int = 21002, **fields: Any) -> Any:
+    """A replica whose successor starts in its place."""
+    return worker(slot, launch=launch, port=port, depends_on=(), **fields)
+
+
+def three(make: Any, launch: str = "A", **fields: Any) -> list[InstanceSpec]:
+    return [make(f"vicuna-{i}", launch, 21002 + i, **fields) for i in range(3)]
+
+
+def running(*targets: InstanceSpec) -> World:
+    world = World()
+    world.edit(*targets)
+    world.run()
+    assert all(one.state is State.READY for one in world.instances.values())
+    world.log.clear()
+    return world
+
+
+def names(steps: list[Step], kind: type) -> list[str]:
+    """Whom the steps of one kind are about."""
+    return [
+        step.spec.name if isinstance(step, Launch | Swap | Adjust) else step.instance  # type: ignore[union-attr]
+        for step in steps
+        if isinstance(step, kind)
+    ]
+
+
+def the(world: World, name: str) -> Instance:
+    return world.instances[name]
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_from_nothing_all_is_started() -> None:
+    world = World()
+    world.edit(instance(launch="C"), *three(surge))
+    assert names(world.settle(), Launch) == ["controller", "vicuna-0", "vicuna-1", "vicuna-2"]
+    world.run()
+    assert world.progress().under_way == []
+
+
+def test_the_same_file_changes_nothing() -> None:
+    world = running(*three(surge))
+    before = world.runs()
+    world.edit(*three(surge))
+    world.run()
+    assert (world.log, world.runs()) == ([], before)
+
+
+@pytest.mark.parametrize("make", [surge, recreate])
+def test_replicas_from_1_to_3_to_1_touch_no_other_replica(make: Any) -> None:
+    first, *more = three(make)
+    world = running(first)
+    before = world.runs()
+    world.edit(first, *more)
+    world.run()
+    assert names(world.log, Launch) == ["vicuna-1", "vicuna-2"]
+    world.edit(first)
+    world.run()
+    assert names(world.log, Retire) == ["vicuna-1", "vicuna-2"]
+    assert world.runs() == before
+    assert len(world.log) == 6, "and the two are forgotten; nothing else"
+
+
+def test_another_way_of_supervising_it_keeps_the_process() -> None:
+    world = running(surge())
+    before = world.runs()
+    world.edit(surge(models=("other",), drain_timeout=5.0, argv=("same", "but", "--names")))
+    world.run()
+    assert names(world.log, Adjust) == ["vicuna-0"]
+    assert len(world.log) == 1
+    assert world.runs() == before
+    assert the(world, "vicuna-0").spec.models == ("other",)
+
+
+def test_what_is_no_longer_in_the_file_drains_and_is_forgotten() -> None:
+    world = running(instance(launch="C"), surge(drain_timeout=60.0))
+    world.edit(instance(launch="C"))
+    world.settle()
+    assert the(world, "vicuna-0").draining
+    assert world.progress().under_way == ["vicuna-0 finishes its requests and stops"]
+    world.run()
+    assert set(world.instances) == {"controller"}
+
+
+# ---------------------------------------------------------------- surge
+
+
+def test_the_new_one_starts_beside_the_old_which_goes_when_it_is_ready() -> None:
+    world = running(surge())
+    world.edit(surge(launch="B"))
+    assert names(world.settle(), Launch) == ["vicuna-0.b"]
+    assert world.progress().under_way == ["vicuna-0 is to be replaced", "vicuna-0.b is starting"]
+    while the(world, "vicuna-0.b").state is not State.READY:
+        assert the(world, "vicuna-0").state is State.READY
+        world.one_thing()
+    world.run()
+    assert world.table() == {"vicuna-0.b": "ready B"}
+
+
+def test_the_next_surge_takes_the_first_name_again() -> None:
+    world = running(surge())
+    for launch, name in (("B", "vicuna-0.b"), ("C", "vicuna-0"), ("D", "vicuna-0.b")):
+        world.edit(surge(launch=launch))
+        world.run()
+        assert world.table() == {name: f"ready {launch}"}
+
+
+def test_one_at_a_time_and_the_next_not_before_the_last_has_ended_its_requests() -> None:
+    world = running(*three(surge, drain_timeout=300.0))
+    world.edit(*three(surge, "B", drain_timeout=300.0))
+    most = 0
+    while world.one_thing():
+        most = max(most, len(world.instances))
+        assert sum(world.is_ready(f"vicuna-{i}") for i in range(3)) == 3
+    assert most == 4
+    assert set(world.table().values()) == {"ready B"}
+
+
+def test_two_services_do_not_wait_for_each_other() -> None:
+    world = running(surge(), surge("qwen-0", port=21005))
+    world.edit(surge(launch="B"), surge("qwen-0", "B", 21005))
+    assert names(world.settle(), Launch) == ["vicuna-0.b", "qwen-0.b"]
+
+
+def test_where_a_surge_has_no_port_it_is_done_in_place() -> None:
+    world = running(replace(surge(), beside=None))
+    world.edit(replace(surge(launch="B"), beside=None))
+    assert names(world.settle(), Retire) == ["vicuna-0"]
+    world.run()
+    assert world.table() == {"vicuna-0": "ready B"}
+
+
+def test_a_new_edit_in_the_middle_of_a_surge_supersedes_it() -> None:
+    world = running(surge())
+    world.edit(surge(launch="B"))
+    world.settle()
+    world.edit(surge(launch="C"))
+    assert [type(step) for step in world.next_steps()] == [Retire], "its name is still in use"
+    world.run()
+    assert names(world.log, Launch) == ["vicuna-0.b", "vicuna-0.b"]
+    assert world.table() == {"vicuna-0.b": "ready C"}
+
+
+def test_an_edit_back_to_the_old_values_leaves_nothing_behind() -> None:
+    world = running(surge())
+    before = world.runs()
+    world.edit(surge(launch="B"))
+    world.settle()
+    world.edit(surge())
+    world.run()
+    assert world.runs() == before
+    assert set(world.instances) == {"vicuna-0"}
+
+
+def test_what_only_starts_yet_is_not_waited_for() -> None:
+    world = World()
+    world.edit(surge())
+    world.settle()
+    world.edit(surge(launch="B"))
+    steps = world.settle()
+    assert (names(steps, Retire), names(steps, Launch)) == (["vicuna-0"], ["vicuna-0.b"])
+    world.run()
+    assert world.table() == {"vicuna-0.b": "ready B"}
+
+
+def test_of_several_that_only_start_yet_one_at_a_time_gets_a_successor_beside_it() -> None:
+    world = World()
+    world.edit(*three(surge))
+    world.settle()
+    world.edit(*three(surge, "B"))
+    steps = world.settle()
+    assert (len(names(steps, Retire)), names(steps, Launch)) == (3, ["vicuna-0.b"])
+    world.run()
+    assert set(world.table().values()) == {"ready B"}
+
+
+def test_a_replica_that_comes_back_does_not_wait_for_the_drain_of_its_like() -> None:
+    world = running(*three(surge, drain_timeout=300.0))
+    world.edit(surge(drain_timeout=300.0))
+    world.settle()
+    world.edit(*three(surge, drain_timeout=300.0))
+    assert names(world.settle(), Launch) == ["vicuna-1.b"], "one at a time"
+    world.run()
+    assert len(world.instances) == 3
+
+
+def test_an_old_one_that_serves_badly_is_replaced_like_one_that_serves_well() -> None:
+    world = running(surge())
+    world.turns_silent(the(world, "vicuna-0"))
+    world.edit(surge(launch="B"))
+    assert names(world.settle(), Launch) == ["vicuna-0.b"]
+
+
+# ---------------------------------------------------------------- recreate
+
+
+def test_the_old_one_is_gone_before_its_successor_starts() -> None:
+    world = running(recreate())
+    world.edit(recreate(launch="B"))
+    assert names(world.settle(), Retire) == ["vicuna-0"]
+    assert world.next_steps() == []
+    assert the(world, "vicuna-0").launched == "A"
+    world.run()
+    assert [type(step) for step in world.log] == [Retire, Forget, Launch]
+    assert world.table() == {"vicuna-0": "ready B"}
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_no_more_than_max_unavailable_are_taken_away_at_a_time(at_once: int) -> None:
+    world = running(*three(recreate))
+    world.edit(*three(recreate, "B", max_unavailable=at_once))
+    least = 3
+    while world.one_thing():
+        least = min(least, sum(world.is_ready(f"vicuna-{i}") for i in range(3)))
+    assert least == max(0, 3 - at_once)
+    assert set(world.table().values()) == {"ready B"}
+
+
+def test_what_is_down_already_counts() -> None:
+    world = running(*three(recreate))
+    world.turns_silent(the(world, "vicuna-2"))
+    world.edit(*three(recreate, "B"))
+    assert names(world.settle(), Retire) == ["vicuna-2"], "it serves nobody: no loss"
+
+
+def test_new_replicas_are_ready_before_old_ones_are_taken_away() -> None:
+    world = running(recreate())
+    world.edit(*three(recreate, "B"))
+    steps = world.settle()
+    assert (names(steps, Launch), names(steps, Retire)) == (["vicuna-1", "vicuna-2"], [])
+    world.run()
+    assert set(world.table().values()) == {"ready B"}
+
+
+def test_a_new_edit_in_the_middle_of_a_recreation_supersedes_it() -> None:
+    world = running(*three(recreate))
+    world.edit(*three(recreate, "B"))
+    for _ in range(5):
+        world.one_thing()
+    world.edit(*three(recreate, "C"))
+    world.run()
+    assert world.table() == {f"vicuna-{i}": "ready C" for i in range(3)}
+
+
+def test_the_way_of_replacing_may_change_in_the_middle() -> None:
+    world = running(surge())
+    world.edit(surge(launch="B"))
+    world.settle()
+    world.edit(recreate(launch="B"))
+    world.run()
+    assert world.table() == {"vicuna-0": "ready B"}
+    world.edit(recreate(launch="C"))
+    world.settle()
+    world.edit(surge(launch="C"))
+    world.run()
+    assert [one.spec.launch for one in world.instances.values()] == ["C"]
+
+
+# ---------------------------------------------------------------- what has no process
+
+
+def test_what_is_down_gets_the_new_settings_and_is_started_at_once() -> None:
+    world = World()
+    world.luck["A"] = Luck.FAILS
+    world.edit(surge())
+    world.run_for(20)
+    assert the(world, "vicuna-0").state in (State.BACKOFF, State.STARTING)
+    while the(world, "vicuna-0").state is not State.BACKOFF:
+        world.one_thing()
+    world.edit(surge(launch="B"))
+    steps = world.settle()
+    assert names(steps, Swap) == ["vicuna-0"]
+    assert the(world, "vicuna-0").launched == "B"
+    world.run()
+    assert world.table() == {"vicuna-0": "ready B"}
+
+
+def test_what_has_failed_for_good_is_mended_by_an_edit() -> None:
+    world = World()
+    world.luck["A"] = Luck.MISSING
+    world.edit(recreate())
+    world.run()
+    assert the(world, "vicuna-0").state is State.FAILED
+    (line,) = world.progress().failed
+    assert line.startswith("vicuna-0 cannot be started: could not be started: no such program")
+    world.edit(recreate(launch="B"))
+    world.run()
+    assert world.table() == {"vicuna-0": "ready B"}
+    assert world.progress().failed == []
+
+
+@pytest.mark.parametrize("make", [surge, recreate])
+def test_what_a_person_has_stopped_stays_so_and_starts_as_the_file_says(make: Any) -> None:
+    world = running(make())
+    world.stop("vicuna-0")
+    world.run()
+    world.edit(make(launch="B"))
+    (step,) = world.settle()
+    assert isinstance(step, Swap)
+    assert not step.start
+    assert the(world, "vicuna-0").status.reason == "asked to stop"
+    assert world.progress().under_way == []
+    world.start("vicuna-0")
+    world.run()
+    assert world.table() == {"vicuna-0": "ready B"}
+
+
+@pytest.mark.parametrize("make", [surge, recreate])
+@pytest.mark.parametrize("begun", [0, 1])
+def test_a_stop_and_an_edit_at_the_same_time_leave_it_stopped(make: Any, begun: int) -> None:
+    world = World()
+    world.edit(make())
+    world.run() if begun else world.settle()
+    world.stop("vicuna-0")
+    world.edit(make(launch="B"))
+    world.run()
+    assert world.table() == {"vicuna-0": "stopped B"}
+
+
+def test_a_stopped_one_whose_name_is_no_more_stays_stopped_all_the_same() -> None:
+    world = running(surge())
+    world.edit(surge(launch="B"))
+    world.run()
+    world.stop("vicuna-0")
+    world.run()
+    world.edit(recreate(launch="C"))
+    assert world.settle() == []
+    world.start("vicuna-0")
+    world.run()
+    assert world.table() == {"vicuna-0": "ready C"}
+
+
+def test_one_that_is_down_and_whose_name_is_no_more_makes_room() -> None:
+    world = running(surge())
+    world.edit(surge(launch="B"))
+    world.run()
+    world.luck["B"] = Luck.FAILS
+    world.exits(the(world, "vicuna-0.b"), 1)
+    while the(world, "vicuna-0.b").state is not State.BACKOFF:
+        world.one_thing()
+    world.edit(recreate(launch="C"))
+    assert names(world.settle(), Retire) == ["vicuna-0.b"]
+    world.run()
+    assert world.table() == {"vicuna-0": "ready C"}
+
+
+def test_a_stop_in_the_middle_of_a_surge_stops_both_and_leaves_one() -> None:
+    world = running(surge())
+    world.edit(surge(launch="B"))
+    world.settle()
+    world.stop("vicuna-0")
+    world.run()
+    assert world.table() == {"vicuna-0.b": "stopped B"}
+
+
+# ---------------------------------------------------------------- a version that cannot be started
+
+BROKEN = [Luck.FAILS, Luck.HOPELESS, Luck.MISSING]
+
+
+@pytest.mark.parametrize("luck", BROKEN)
+def test_a_surge_that_fails_touches_nobody(luck: Luck) -> None:
+    world = running(*three(surge))
+    before = world.runs()
+    world.luck["B"] = luck
+    world.edit(*three(surge, "B"))
+    world.run()
+    assert world.runs() == before
+    assert len(world.instances) == 3
+    assert names(world.log, Launch) == ["vicuna-0.b"], "one replica tries it, and no other"
+    told = world.progress()
+    assert told.under_way == []
+    (line,) = told.failed
+    assert line.startswith("the rollout of vicuna-0 failed: ")
+    assert line.endswith("; vicuna-0 goes on as it was")
+
+
+@pytest.mark.parametrize("luck", BROKEN)
+def test_a_recreation_that_fails_is_taken_back(luck: Luck) -> None:
+    world = running(*three(recreate))
+    before = world.runs()
+    world.luck["B"] = luck
+    world.edit(*three(recreate, "B"))
+    world.run()
+    assert world.table() == {f"vicuna-{i}": "ready A" for i in range(3)}
+    after = world.runs()
+    assert [name for name in before if before[name] != after[name]] == ["vicuna-0"]
+    assert world.progress().under_way == []
+    assert len(world.progress().failed) == 1
+
+
+def test_a_replica_that_crashes_after_the_rollout_failed_comes_back_as_it_was() -> None:
+    """It would be lost to the version of which is known that it cannot be started."""
+    world = running(*three(surge))
+    world.luck["B"] = Luck.FAILS
+    world.edit(*three(surge, "B"))
+    world.run()
+    for name in ("vicuna-1", "vicuna-2"):
+        world.exits(the(world, name), 1)
+        world.exits(the(world, name), 1)
+    world.run()
+    assert world.table() == {f"vicuna-{i}": "ready A" for i in range(3)}
+    assert len(names(world.log, Launch)) == 1
+
+
+def test_a_replica_that_was_taken_away_with_the_one_that_failed_comes_back_too() -> None:
+    world = running(*three(recreate))
+    world.luck["B"] = Luck.HOPELESS
+    world.edit(*three(recreate, "B", max_unavailable=2))
+    world.run()
+    assert world.table() == {f"vicuna-{i}": "ready A" for i in range(3)}
+
+
+@pytest.mark.parametrize("make", [surge, recreate])
+def test_the_next_edit_is_tried_and_the_same_one_is_not(make: Any) -> None:
+    world = running(make())
+    world.luck["B"] = Luck.FAILS
+    world.edit(make(launch="B"))
+    world.run()
+    world.log.clear()
+    world.edit(make(launch="B", models=("renamed",)))
+    world.run()
+    assert world.log == [], "what cannot be started is not known under other names either"
+    world.edit(make(launch="C"))
+    world.run()
+    assert [one.spec.launch for one in world.instances.values()] == ["C"]
+    assert world.progress().failed == []
+
+
+@pytest.mark.parametrize("make", [surge, recreate])
+def test_an_edit_back_ends_the_failure_without_a_trace(make: Any) -> None:
+    world = running(make())
+    world.luck["B"] = Luck.FAILS
+    world.edit(make(launch="B"))
+    world.run()
+    before = world.runs()
+    world.edit(make())
+    world.run()
+    assert world.runs() == before
+    assert world.progress().failed == []
+
+
+def test_a_first_version_has_nothing_to_go_back_to_and_is_tried_on() -> None:
+    world = World()
+    world.luck["A"] = Luck.FAILS
+    world.edit(recreate())
+    world.run_for(200)
+    assert not names(world.log, Retire)
+    world.luck.clear()
+    world.run()
+    assert world.table() == {"vicuna-0": "ready A"}
+
+
+def test_a_verdict_on_the_old_version_is_not_held_against_the_new_one() -> None:
+    """Its log is read a moment later, when the next process runs already."""
+    world = running(recreate())
+    world.luck["B"] = Luck.HOPELESS
+    world.edit(recreate(launch="B"))
+    one = None
+    while one is None or one.state is not State.BACKOFF:
+        world.settle()
+        one = world.instances.get("vicuna-0")
+        if one is not None:
+            one.diagnoses.clear()  # nobody has read its log yet
+        next(world.possible())()
+    one.diagnoses.clear()
+    world.edit(recreate(launch="C"))
+    world.settle()
+    world.tell(one, Diagnosed(one.status.run - 1, "boom", hopeless=True))
+    world.run()
+    assert world.table() == {"vicuna-0": "ready C"}
+
+
+def test_a_new_one_that_ends_well_without_ever_being_ready_has_not_taken_over() -> None:
+    world = running(surge())
+    world.luck["B"] = Luck.FINISHES
+    world.edit(surge(launch="B", restart=RestartPolicy("on_failure")))
+    world.run()
+    assert world.table() == {"vicuna-0": "ready A"}
+    assert len(world.progress().failed) == 1
+
+
+def test_a_person_who_stops_the_new_one_alone_takes_the_rollout_back() -> None:
+    world = running(surge())
+    before = world.runs()
+    world.edit(surge(launch="B"))
+    world.settle()
+    world.tell(the(world, "vicuna-0.b"), StopRequested("asked to stop"))
+    world.run()
+    assert world.runs() == before
+    assert world.progress().failed == [
+        "the rollout of vicuna-0 failed: asked to stop; vicuna-0 goes on as it was"
+    ]
+
+
+def test_going_back_does_not_take_the_port_that_another_has_by_now() -> None:
+    world = running(recreate(port=21002), recreate("qwen-0", port=21005))
+    world.luck["B"] = Luck.FAILS
+    world.edit(recreate(launch="B", port=21006), recreate("qwen-0", "B2", port=21002))
+    world.run_for(400)
+    assert the(world, "qwen-0").state is State.READY
+    assert the(world, "vicuna-0").spec.launch == "B"
+
+
+# ---------------------------------------------------------------- restarts that a person asks for
+
+
+def test_a_restart_of_all_is_a_rollout_like_any_other() -> None:
+    world = running(*three(surge))
+    for i in range(3):
+        world.restart(f"vicuna-{i}")
+    while world.one_thing():
+        assert all(world.is_ready(f"vicuna-{i}") for i in range(3))
+        assert len(world.instances) <= 4
+    assert set(world.table()) == {f"vicuna-{i}.b" for i in range(3)}
+    assert world.progress().under_way == []
+
+
+def test_a_restart_in_place_comes_back_under_its_name() -> None:
+    world = running(*three(recreate))
+    before = world.runs()
+    for i in range(3):
+        world.restart(f"vicuna-{i}")
+    world.run()
+    assert set(world.table()) == {f"vicuna-{i}" for i in range(3)}
+    assert not before.items() & world.runs().items()
+
+
+def test_asked_again_in_the_middle_it_begins_anew_and_leaves_nothing() -> None:
+    world = running(surge())
+    world.restart("vicuna-0")
+    world.settle()
+    world.restart("vicuna-0")
+    world.run()
+    assert len(world.instances) == 1
+    assert world.progress().under_way == []
+
+
+def test_a_restart_that_fails_keeps_what_runs_and_may_be_asked_for_again() -> None:
+    world = running(surge())
+    before = world.runs()
+    world.luck["A"] = Luck.FAILS
+    for _ in range(2):
+        world.restart("vicuna-0")
+        world.run()
+        assert world.runs() == before
+        assert len(world.progress().failed) == 1
+    world.edit(surge(models=("renamed",)))
+    world.run()
+    assert the(world, "vicuna-0").spec.models == ("renamed",), "that needs no start"
+    world.luck.clear()
+    world.restart("vicuna-0")
+    world.run()
+    assert world.table() == {"vicuna-0.b": "ready A"}
+    assert world.progress().failed == []
+
+
+def test_a_crash_before_its_turn_does_not_disturb_a_restart() -> None:
+    world = running(*three(recreate))
+    for i in range(3):
+        world.restart(f"vicuna-{i}")
+    world.settle()
+    world.exits(the(world, "vicuna-2"), 1)
+    world.run()
+    assert set(world.table().values()) == {"ready A"}
+    assert not any(one.outdated for one in world.instances.values())
+
+
+def test_a_start_of_what_is_leaving_does_not_keep_it() -> None:
+    world = running(surge(drain_timeout=60.0))
+    world.edit(surge(launch="B", drain_timeout=60.0))
+    while "vicuna-0.b" not in world.instances or not the(world, "vicuna-0").leaving:
+        world.one_thing()
+    world.tell(the(world, "vicuna-0"), StartRequested("asked to start"))
+    world.run()
+    assert world.table() == {"vicuna-0.b": "ready B"}
+
+
+# ---------------------------------------------------------------- ports
+
+
+def test_a_new_one_waits_for_the_port_that_another_is_about_to_leave() -> None:
+    world = running(recreate("old-0", port=21002, drain_timeout=60.0))
+    world.edit(recreate("new-0", port=21002))
+    assert names(world.settle(), Launch) == []
+    assert world.progress().under_way[-1] == "new-0 is to be started"
+    world.run()
+    assert world.table() == {"new-0": "ready A"}
+
+
+def test_two_services_change_ports() -> None:
+    world = running(recreate("a-0", port=21002), recreate("b-0", port=21003))
+    world.edit(recreate("a-0", port=21003), recreate("b-0", port=21002))
+    world.run()
+    assert {name: one.spec.port for name, one in world.instances.items()} == {
+        "a-0": 21003,
+        "b-0": 21002,
+    }
+
+
+def test_what_is_down_waits_for_its_new_port_as_well() -> None:
+    world = running(recreate("a-0", port=21002), recreate("b-0", port=21003, drain_timeout=60.0))
+    world.luck["A"] = Luck.FAILS
+    while the(world, "a-0").state is not State.BACKOFF:
+        world.exits(the(world, "a-0"), 1)
+        world.settle()
+        if the(world, "a-0").spawning:
+            next(world.possible())()
+    world.luck.clear()
+    world.edit(recreate("a-0", port=21003))
+    steps = world.settle()
+    assert (names(steps, Swap), names(steps, Launch)) == ([], [])
+    world.run()
+    assert world.table() == {"a-0": "ready A"}
+
+
+# ---------------------------------------------------------------- who stands for a slot
+
+
+def _member(spec: InstanceSpec, state: State, *, wanted: bool = True, **fields: Any) -> Member:
+    return Member(spec, Status(state=state, wanted=wanted), **fields)
+
+
+def test_the_ready_one_stands_for_a_slot_and_never_one_that_leaves() -> None:
+    old, new = surge(), surge(launch="B").beside
+    assert serving("vicuna-0", []) is None
+    members = [_member(new, State.STARTING), _member(old, State.READY)]
+    assert serving("vicuna-0", members) is members[1]
+    gone = [_member(new, State.UNREADY), _member(old, State.READY, leaving=True)]
+    assert serving("vicuna-0", gone) is gone[0]
+    stopped = [_member(old, State.STOPPED, wanted=False), _member(new, State.BACKOFF)]
+    assert serving("vicuna-0", stopped) is stopped[1]
+
+
+def test_of_two_that_are_wanted_as_they_are_the_more_useful_one_stays() -> None:
+    target = surge()
+    two = [_member(target.beside, State.STARTING), _member(target, State.READY)]
+    steps = next_steps({"vicuna-0": target}, two, {})
+    assert steps == [Retire("vicuna-0.b", "vicuna-0 is enough")]
+
+
+def test_a_failure_of_another_launch_is_history() -> None:
+    good, wanted = surge(), {"vicuna-0": surge(launch="C")}
+    histories = {"vicuna-0": History(good, Failure("B", "vicuna-0.b", "boom"))}
+    members = [_member(good, State.READY)]
+    assert names(next_steps(wanted, members, histories), Launch) == ["vicuna-0.b"]
+    assert progress(wanted, members, histories).failed == []
+
+
+def test_an_abandoned_rollout_says_whose_log_to_read() -> None:
+    world = running(surge())
+    world.luck["B"] = Luck.FAILS
+    world.edit(surge(launch="B"))
+    world.run()
+    (given_up,) = [step for step in world.log if isinstance(step, Abandon)]
+    assert (given_up.slot, given_up.failure.instance) == ("vicuna-0", "vicuna-0.b")
+    assert given_up.failure.launch == "B"
+
+
+def test_probe_failures_of_the_old_one_do_not_stop_a_surge() -> None:
+    world = running(surge())
+    world.edit(surge(launch="B"))
+    world.settle()
+    old = the(world, "vicuna-0")
+    for _ in range(5):
+        world.tell(old, Probed(old.status.run, Check.LIVENESS, Outcome.FAILED, "silent"))
+    world.run()
+    assert world.table() == {"vicuna-0.b": "ready B"}

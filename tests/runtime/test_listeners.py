@@ -1,0 +1,48 @@
+"""Sockets that outlive the processes they are given to."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from harness import free_ports
+
+from supervisor.runtime.listeners import Listeners, PortTaken
+
+
+@pytest.fixture
+def listeners():
+    one = Listeners()
+    yield one
+    one.keep(())
+
+
+def connect(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def test_the_next_server_gets_the_same_socket_and_who_came_between(listeners):
+    (port,) = free_ports(1)
+    first = listeners.open(("127.0.0.1", port))
+    with connect(port), socket.socket(fileno=socket.dup(first)) as server:
+        assert listeners.open(("127.0.0.1", port)) == first
+        server.accept()[0].close()
+
+
+def test_what_nobody_serves_any_more_is_refused(listeners):
+    (port,) = free_ports(1)
+    listeners.open(("127.0.0.1", port))
+    listeners.keep({("127.0.0.1", port)})
+    connect(port).close()
+    listeners.keep(())
+    with pytest.raises(ConnectionRefusedError):
+        connect(port)
+
+
+def test_a_port_that_another_process_has_is_told_with_its_name(listeners):
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        with pytest.raises(PortTaken, match="in use by") as refused:
+            listeners.open(("127.0.0.1", stranger.getsockname()[1]))
+    assert refused.value.strerror
