@@ -56,8 +56,9 @@ class Client:
         """The JSON answer. ``wait``: seconds that the answer may take besides."""
         return json.loads(self._request("GET", path, query, wait=wait).read())
 
-    def post(self, path: str) -> Any:
-        return json.loads(self._request("POST", path, {}).read())
+    def post(self, path: str, body: Any = None, **query: Any) -> Any:
+        """The JSON answer; ``body`` is sent as JSON, too."""
+        return json.loads(self._request("POST", path, query, body=body).read())
 
     def lines(self, path: str, **query: Any) -> Iterator[str]:
         """The answer line by line, as it comes."""
@@ -76,6 +77,7 @@ class Client:
         *,
         wait: float = 0.0,
         endless: bool = False,
+        body: Any = None,
     ) -> http.client.HTTPResponse:
         if not self._run_dir.socket.exists() and self._run_dir.owner():
             self.await_supervisor()
@@ -86,7 +88,11 @@ class Client:
         try:
             with contextlib.ExitStack() as unless_answered:
                 unless_answered.callback(connection.close)
-                connection.request(method, target, headers={"Connection": "close"})
+                headers = {"Connection": "close"}
+                data = None
+                if body is not None:
+                    data, headers["Content-Type"] = json.dumps(body), "application/json"
+                connection.request(method, target, data, headers)
                 response = connection.getresponse()
                 unless_answered.pop_all()
         except (FileNotFoundError, ConnectionRefusedError):

@@ -14,7 +14,7 @@ from supervisor.cli.failure import DONE
 
 def run_events(arguments: argparse.Namespace) -> int:
     for event in _events(Client(arguments), follow=arguments.follow):
-        text = json.dumps(event, ensure_ascii=False) if arguments.json else _line(event)
+        text = json.dumps(event, ensure_ascii=False) if arguments.json else as_line(event)
         print(text, flush=arguments.follow)
     return DONE
 
@@ -27,7 +27,8 @@ def _events(client: Client, *, follow: bool) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _line(event: dict[str, Any]) -> str:
+def as_line(event: dict[str, Any]) -> str:
+    """As ``events`` prints it; others do, too."""
     moment = datetime.fromisoformat(event["time"]).astimezone().strftime("%F %T")
     name = event["instance"] or "cluster"
     return f"{moment}  {name:<20} {event['state']:<9} {event['reason']}"

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor import __version__
+from supervisor.cli.edit_flags import ADD_OPTIONS, EDIT_OPTIONS
 from supervisor.cli.failure import FAILED, USAGE, Failure
+from supervisor.cli.init_flags import INIT_OPTIONS
 
 _LONGEST = 1e9
 """Seconds, some 30 years: what the kernel's own timeouts can hold."""
@@ -44,6 +46,10 @@ _TIMEOUT = option(
     "--timeout", type=_seconds, default=None, metavar="S", help="give up after S seconds"
 )
 _NO_WAIT = option("--no-wait", action="store_true", help="do not wait until it is done")
+_EDIT = (*EDIT_OPTIONS, _NO_WAIT, _TIMEOUT)
+_EDITED = option(
+    "name", metavar="NAME", help="a service; `defaults` for that section, `.` for the file's top"
+)
 _FOLLOW = option("-f", "--follow", action="store_true", help="go on with what comes")
 
 
@@ -58,6 +64,7 @@ class Verb:
 
 
 VERBS = (
+    Verb("init", "init", "write a first cluster file, from flags or questions", INIT_OPTIONS),
     Verb(
         "up",
         "up",
@@ -83,6 +90,59 @@ VERBS = (
     Verb("wait", "wait", "return when the services (or all) are ready", (_SERVICES, _TIMEOUT)),
     Verb("validate", "check", "check the file; nothing is started", ()),
     Verb("plan", "check", "what a start, or the file as it is now, would do", (_JSON,)),
+    Verb(
+        "add",
+        "edit",
+        "add a model worker to the file and start it",
+        (option("name", metavar="NAME", help="name of the new worker"), *ADD_OPTIONS, *_EDIT),
+    ),
+    Verb(
+        "remove",
+        "edit",
+        "remove a service from the file and stop it",
+        (option("name", metavar="NAME", help="a service of the file"), *_EDIT),
+    ),
+    Verb(
+        "scale",
+        "edit",
+        "change a worker's replicas, in the file and in what runs",
+        (
+            option("name", metavar="NAME", help="a worker of the file"),
+            option("replicas", type=int, metavar="N", help="how many"),
+            *_EDIT,
+        ),
+    ),
+    Verb(
+        "set",
+        "edit",
+        "set options of a service, in the file and in what runs",
+        (
+            _EDITED,
+            option(
+                "assignments",
+                metavar="KEY=VALUE",
+                nargs="+",
+                help="as replicas=2, gpus=[0,1], gptq.wbits=4, env.FOO=bar",
+            ),
+            *_EDIT,
+        ),
+    ),
+    Verb(
+        "unset",
+        "edit",
+        "take options of a service out of the file",
+        (
+            _EDITED,
+            option("keys", metavar="KEY", nargs="+", help="as replicas, gptq, env.FOO"),
+            *_EDIT,
+        ),
+    ),
+    Verb(
+        "reload",
+        "reload",
+        "apply the file as it is now; try again what could not be started",
+        (_TIMEOUT, _NO_WAIT),
+    ),
     Verb("start", "control", "start what was stopped or has failed", (_NAMES, _TIMEOUT, _NO_WAIT)),
     Verb("stop", "control", "stop, until started again", (_NAMES, _TIMEOUT, _NO_WAIT)),
     Verb("restart", "control", "stop and start again", (_NAMES, _TIMEOUT, _NO_WAIT)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -21,12 +22,16 @@ class EditError(Exception):
     """The edit cannot be made; one sentence says why and what to do."""
 
 
+class NotYaml(EditError):
+    """The text is no YAML, or not one document of it; the loader knows where."""
+
+
 class Alias(yaml.Node):
     """``*name`` where it stands; PyYAML alone gives only the node that it stands for."""
 
     id = "alias"
 
-    def __init__(self, target: yaml.Node, event: yaml.AliasEvent) -> None:
+    def __init__(self, target: yaml.Node, event: Any) -> None:
         super().__init__("", None, event.start_mark, event.end_mark)
         self.target, self.name = target, str(event.anchor)
 
@@ -35,7 +40,7 @@ class _Composer(yaml.SafeLoader):
     """Keeps aliases and anchors. (Written in Python, unlike the loader's: it can be extended.)"""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         node: Any = super().compose_node(parent, index)
         if isinstance(event, yaml.AliasEvent):
             return Alias(node, event)
@@ -44,7 +49,7 @@ class _Composer(yaml.SafeLoader):
 
 
 class Tree:
-    """The text, its nodes, and where its comments are."""
+    """The text, its nodes, and what it means."""
 
     def __init__(self, text: str) -> None:
         """Raises EditError if it is not YAML, or more than one document."""
@@ -52,13 +57,16 @@ class Tree:
         self.eol = "\r\n" if text[: text.find("\n") + 1].endswith("\r\n") else "\n"
         try:
             self.root: yaml.Node | None = _Composer(text).get_single_node()
-            self.comments = list(_comments(text))
-            self.meaning = meaning_of(text)
         except yaml.YAMLError:
-            text = "the file is not YAML; `llm-supervisor validate` says where"
-            raise EditError(text) from None
+            raise NotYaml("the file is not YAML; `llm-supervisor validate` says where") from None
         except RecursionError:
             raise EditError("the file is nested too deeply; flatten it") from None
+        self.meaning = meaning_of(text)
+
+    @cached_property
+    def comments(self) -> list[int]:
+        """Where comments begin."""
+        return list(_comments(self.text))
 
     @property
     def step(self) -> int:
@@ -85,7 +93,8 @@ class Tree:
         within = [n for n in self.nodes() if start <= n.start_mark.index < end]
         inside = set(map(id, within))
         used = {n.name for n in self.nodes() if isinstance(n, Alias) and id(n) not in inside}
-        return next((n.anchor for n in within if getattr(n, "anchor", None) in used), None)
+        names = (getattr(node, "anchor", None) for node in within)
+        return next((name for name in names if name in used), None)
 
     def end(self, node: yaml.Node) -> int:
         """Where a node ends. To PyYAML a block ends only where the next thing begins."""
@@ -100,6 +109,9 @@ class Tree:
     def line(self, position: int) -> int:
         """The start of the line that holds ``position``."""
         return self.text.rfind("\n", 0, position) + 1
+
+    def column(self, position: int) -> int:
+        return position - self.line(position)
 
     def next_line(self, position: int) -> int:
         """The start of the line below, or the end of the text."""
@@ -125,7 +137,6 @@ def _comments(text: str) -> Iterator[int]:
             yield last + place
             place = gap.find("#", gap.find("\n", place) + 1 or len(gap))
         last = token.end_mark.index
-    return
 
 
 # ---------------------------------------------------------------- what a text means
@@ -133,7 +144,10 @@ def _comments(text: str) -> Iterator[int]:
 
 def meaning_of(text: str) -> Meaning:
     """Read by the parser that the loader uses, not by the one that edits: it checks the edit."""
-    return meaning_of_node(yaml.compose(text, Loader=_FastLoader))
+    try:
+        return meaning_of_node(yaml.compose(text, Loader=_FastLoader))
+    except yaml.YAMLError:
+        raise NotYaml("the file is not YAML; `llm-supervisor validate` says where") from None
 
 
 def meaning_of_node(node: yaml.Node | None) -> Meaning:
@@ -197,6 +211,7 @@ def same(one: Meaning, other: Meaning, _seen: set[tuple[int, int]] | None = None
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(lambda a, b: same(a, b, seen), one, other))
     if {} in (one, other):
-        return {} in (one, other) and all(v == {} or (type(v) is tuple and v[0] == NULL)
-                                          for v in (one, other))
+        return {} in (one, other) and all(
+            v == {} or (type(v) is tuple and v[0] == NULL) for v in (one, other)
+        )
     return bool(one == other)

@@ -17,8 +17,8 @@ _QUOTED = '"'
 def from_command_line(text: str) -> yaml.Node:
     """``4``, ``true``, ``20GiB``, ``[0, 1]``, ``{a: 1}`` mean what they mean in the file.
 
-    What is no single scalar or flow collection to YAML (``note: this``, ``*.example.com``, ``a #b``)
-    is a text, and so is what is empty: a shell takes away the quotes that would say so.
+    What is no single scalar or flow collection to YAML (``note: this``, ``*.example.com``,
+    ``a #b``) is a text, and so is what is empty: a shell takes the quotes away that would say so.
     """
     try:
         node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -30,11 +30,10 @@ def from_command_line(text: str) -> yaml.Node:
     whole = node is not None and not text[: node.start_mark.index].strip()
     whole = whole and not text[node.end_mark.index :].strip() and text.lstrip()[0] not in "&|>"
     if isinstance(node, yaml.CollectionNode):
-        if node.flow_style and whole:
-            return node
-    elif whole and node.tag in _PLAIN_TYPES and "\n" not in text:
-        return node
-    return from_python(text)
+        means_itself = whole and node.flow_style
+    else:
+        means_itself = whole and node.tag in _PLAIN_TYPES and "\n" not in text
+    return from_python(node if means_itself else text)
 
 
 def from_python(value: Any) -> yaml.Node:
@@ -49,7 +48,7 @@ def from_python(value: Any) -> yaml.Node:
         return yaml.ScalarNode(TEXT, value, style=_QUOTED if _breaks(value) else None)
     if value is None:
         return yaml.ScalarNode(_TAG + "null", "null")
-    node: yaml.Node = yaml.SafeDumper("").represent_data(value)  # type: ignore[arg-type]
+    node: yaml.Node = yaml.representer.SafeRepresenter().represent_data(value)
     return node
 
 
@@ -65,9 +64,9 @@ def copied(node: yaml.Node) -> yaml.Node:
         return mapping([(key, copied(value)) for key, value in flattened(node)])
     if isinstance(node, yaml.SequenceNode):
         return yaml.SequenceNode(node.tag, [copied(item) for item in node.value])
-    made = copy.copy(node)
-    made.style = _QUOTED if _breaks(node.value) else node.style
-    return made
+    made: Any = copy.copy(node)
+    made.style = _QUOTED if _breaks(node.value) else made.style
+    return made  # type: ignore[no-any-return]
 
 
 def one_line(key: str, value: yaml.Node, *, in_flow: bool) -> str:
