@@ -11,6 +11,7 @@ from typing import Any
 
 from supervisor.cli.client import Client
 from supervisor.cli.failure import DONE, FAILED, Failure
+from supervisor.cli.settle import wait_until_settled
 from supervisor.cli.wait import wait_until_ready
 
 _PAUSE = 0.1
@@ -23,9 +24,16 @@ def run_start(arguments: argparse.Namespace) -> int:
 
 
 def run_restart(arguments: argparse.Namespace) -> int:
+    """A worker is replaced by its like, which may have another name: its service is waited for."""
     client = Client(arguments)
+    number = client.get("/v1/status")["cluster"]["last_event"]
     names = _ask(client, arguments.names, "restart")
-    return DONE if arguments.no_wait else wait_until_ready(client, names, arguments.timeout)
+    services = [one["service"] for one in _instances(client) if one["name"] in names]
+    if arguments.no_wait:
+        return DONE
+    return wait_until_settled(client, number, arguments.timeout, services) or wait_until_ready(
+        client, services, arguments.timeout
+    )
 
 
 def run_stop(arguments: argparse.Namespace) -> int:

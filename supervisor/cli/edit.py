@@ -139,7 +139,9 @@ def _change(arguments: argparse.Namespace, change: Edit) -> int:
     if arguments.no_wait:
         print(f"{path} is written and taken over; see `llm-supervisor events`")
         return DONE
-    return wait_until_settled(client, number, arguments.timeout)
+    whole = arguments.name in ("defaults", ".")
+    services = () if whole else (arguments.name,)
+    return wait_until_settled(client, number, arguments.timeout, services)
 
 
 def _texts(path: Path, change: Edit) -> tuple[str, str]:

@@ -8,7 +8,7 @@ supervisor are all just another state to go on from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from supervisor.core.instance import InstanceSpec
@@ -159,12 +159,14 @@ def progress(
     wanted: Mapping[str, InstanceSpec],
     members: Sequence[Member],
     histories: Mapping[str, History],
+    services: Collection[str] = (),
 ) -> Progress:
-    """What is not in service yet, and what cannot be."""
+    """What is not in service yet, and what of these services (all, if none is named) cannot be."""
     under_way = [f"{one.name} finishes its requests and stops" for one in members if one.leaving]
     failed = []
     for slot in _slots(wanted, members, histories):
-        if slot.failure is not None:
+        concerned = not services or slot.target.service in services
+        if slot.failure is not None and concerned:
             failed.append(_failure_sentence(slot))
         for member in slot.live:
             if member.stopped_on_purpose:
@@ -172,7 +174,8 @@ def progress(
             if slot.form_of(member) is None:
                 under_way.append(f"{member.name} is to be replaced")
             elif slot.failure is None and _cannot_start(member.status):
-                failed.append(f"{member.name} cannot be started: {member.status.reason}")
+                if concerned:
+                    failed.append(f"{member.name} cannot be started: {_why(member.status)}")
             elif member.state is not State.READY:
                 under_way.append(f"{member.name} is {member.state}")
         if not slot.live:
@@ -319,16 +322,17 @@ def _finish(slot: _Slot) -> Iterator[Step]:
     if form is not None and form != keep.spec and not slot.goes_back:
         yield Adjust(form)
     for one in more:
-        yield Retire(one.name, f"{keep.name} is enough")
+        given_up = slot.failure is not None
+        yield Retire(one.name, "given up" if given_up else f"{keep.name} is enough")
     others = slot.others
     gives_up = _cannot_start(keep.status)
     if keep.stopped_on_purpose:  # the new one alone: what serves goes on
         gives_up = any(one.state in _SERVING and one.status.wanted for one in others)
     if gives_up and _can_fall_back(slot):
-        yield Abandon(slot.target.slot, Failure(slot.asked, keep.name, keep.status.reason))
+        yield Abandon(slot.target.slot, Failure(slot.asked, keep.name, _why(keep.status)))
     elif keep.state is State.READY or keep.stopped_on_purpose:
         for one in others:
-            yield Retire(one.name, f"{keep.name} has taken over")
+            yield Retire(one.name, "given up" if slot.failure else f"{keep.name} has taken over")
 
 
 def _swap(slot: _Slot, base: Member) -> Iterator[Step]:
@@ -413,6 +417,12 @@ def _without_collisions(steps: Iterable[Step], members: Sequence[Member]) -> Ite
                 yield Retire(spec.name, "its new port is still in use")
             case _:
                 yield step
+
+
+def _why(status: Status) -> str:
+    """Why it cannot be started: what its last process said, rather than what is tried next."""
+    stopped = status.state is State.STOPPED  # by a person, or it has finished
+    return status.reason if stopped else status.last_exit or status.reason
 
 
 def _is_gone(member: Member) -> bool:

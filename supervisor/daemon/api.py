@@ -137,18 +137,22 @@ async def post_edit(daemon: Daemon, request: web.Request) -> views.EditView:
 
 
 async def get_settled(daemon: Daemon, request: web.Request) -> views.SettledView:
-    """Return when the last change is in service, or has failed; `timeout` in seconds bounds it."""
+    """Return when the last change is in service, or has failed; `timeout` in seconds bounds it.
+
+    With `service` only failures of these count.
+    """
     timeout = _number(request, "timeout", 600.0, most=86400.0)
+    services = request.query.getall("service", [])
     reconciler = daemon.reconciler
 
     def is_settled() -> bool:
-        progress = reconciler.progress()
+        progress = reconciler.progress(services)
         return bool(progress.failed) or not progress.under_way
 
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             await reconciler.until(is_settled)
-    progress = reconciler.progress()
+    progress = reconciler.progress(services)
     return views.SettledView(
         settled=not (progress.failed or progress.under_way),
         under_way=progress.under_way,
@@ -437,7 +441,7 @@ ROUTES = (
     Route("POST", "/v1/plan", post_plan, views.PlanView, body=Draft),
     Route("POST", "/v1/reload", post_reload, views.ReloadView, ("retry",)),
     Route("POST", "/v1/edit", post_edit, views.EditView, body=Edits),
-    Route("GET", "/v1/settled", get_settled, views.SettledView, ("timeout",)),
+    Route("GET", "/v1/settled", get_settled, views.SettledView, ("service", "timeout")),
     Route("GET", "/v1/events", get_events, views.EventsView, ("after", "follow")),
     Route("POST", "/v1/down", post_down, views.AcceptedView),
     Route("GET", "/v1/services/{name}/why", get_why, views.WhysView),

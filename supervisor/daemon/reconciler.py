@@ -182,9 +182,9 @@ class Reconciler:
         wanted = self._wanted.get(slot)
         return failure if failure and wanted and failure.launch == wanted.launch else None
 
-    def progress(self) -> Progress:
-        """What of the last change is not in service yet."""
-        return progress(self._wanted, self.members, self._histories)
+    def progress(self, services: Collection[str] = ()) -> Progress:
+        """What of the last change is not in service yet, and what of these services cannot be."""
+        return progress(self._wanted, self.members, self._histories, services)
 
     @property
     def state(self) -> ClusterState:

@@ -106,6 +106,8 @@ def test_why_says_what_happens_next(talker: Cluster) -> None:
 
 
 def test_a_plan_of_a_running_cluster_shows_what_the_file_would_change(talker: Cluster) -> None:
+    talker.write("watch: false\n" + talker.file.read_text())
+    assert talker.run("reload").returncode == 0
     talker.write(talker.file.read_text() + "  more: {command: [sleep, '1000']}\n")
     done = talker.run("plan", "--json")
     actions = {c["instance"]: c["action"] for c in json.loads(done.stdout)["changes"]}
