@@ -141,10 +141,13 @@ def next_steps(
     return list(_without_collisions(steps, members))
 
 
-def serving(slot: str, members: Iterable[Member]) -> Member | None:
-    """The instance that stands for a slot: the ready one, or whichever there is."""
-    live = [one for one in members if one.spec.slot == slot and not one.leaving]
-    return min(live, key=_rank, default=None)
+def serving(members: Iterable[Member]) -> dict[str, InstanceSpec]:
+    """By slot, the instance that stands for it: the ready one, or whichever there is."""
+    standing: dict[str, InstanceSpec] = {}
+    for member in sorted(members, key=_rank):
+        if not member.leaving:
+            standing.setdefault(member.spec.slot, member.spec)
+    return standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,13 +252,16 @@ def _slots(
     known = {slot: _usable(history, slot, owners) for slot, history in known.items()}
     failures = {slot: _failure(target, known[slot]) for slot, target in wanted.items()}
     stuck = {wanted[slot].service for slot, failure in failures.items() if failure is not None}
+    by_slot: dict[str, list[Member]] = {}
+    for member in members:
+        by_slot.setdefault(member.spec.slot, []).append(member)
     found = []
     for slot, target in wanted.items():
         good = known[slot].good
         aim = target
         if target.service in stuck and good is not None and form_of(good, target) is None:
             aim = replace(good, max_unavailable=target.max_unavailable)
-        here = [one for one in members if one.spec.slot == slot]
+        here = by_slot.get(slot, [])
         found.append(
             _Slot(
                 target=aim,

@@ -22,6 +22,7 @@ _BY_ACTION = {
     Action.STOP: frozenset({Impact.SCALE}),
 }
 """Which fields can be the reason for what."""
+_SERVERS = (Role.API_SERVER, Role.WEB_SERVER)
 
 
 def planned(
@@ -67,8 +68,14 @@ def at_next_up(old: ClusterFile, new: ClusterFile) -> list[Difference]:
 def _concerning(
     change: Change, spec: InstanceSpec, found: Iterable[Difference]
 ) -> Sequence[Difference]:
+    own = [one for one in found if _is_of(one, spec)]
     impacts = _BY_ACTION.get(change.action, frozenset())
-    return [one for one in found if one.impact in impacts and _is_of(one, spec)]
+    usual = [one for one in own if one.impact in impacts]
+    if usual or not impacts:
+        return usual
+    # Also one replica more may take a GPU away from the others, and a controller that is elsewhere
+    # from now on is one that stops here.
+    return [one for one in own if one.impact in _PROCESS | {Impact.SCALE}]
 
 
 def _is_of(difference: Difference, spec: InstanceSpec) -> bool:
@@ -77,10 +84,12 @@ def _is_of(difference: Difference, spec: InstanceSpec) -> bool:
     match first:
         case "workers" | "services":
             return bool(rest) and rest[0] == spec.service
-        case "controller" | "api_server" | "web_server":
-            follows_controller = first == "controller" and rest[:1] in (["host"], ["port"])
-            servers = (Role.API_SERVER, Role.WEB_SERVER)
-            return first == spec.service or (follows_controller and spec.role in servers)
+        case "api_server" | "web_server":
+            return first == spec.service
+        case "controller":
+            moves = {"host", "port", "external"} if spec.role in _SERVERS else {"external"}
+            follows = spec.role in (*_SERVERS, Role.WORKER) and moves.issuperset(map(str, rest[:1]))
+            return first == spec.service or follows
         case "python":
             return spec.role is not Role.COMMAND
         case "port_range":

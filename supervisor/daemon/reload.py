@@ -98,9 +98,7 @@ class Reloader:
         return file, prepare(file, remembered, self.environ, running=running)
 
     def _planned(self, file: ClusterFile, wanted: Mapping[str, InstanceSpec]) -> PlanView:
-        members = self.reconciler.members
-        standing = {one.spec.slot: serving(one.spec.slot, members) for one in members}
-        running = {slot: one.spec for slot, one in standing.items() if one is not None}
+        running = serving(self.reconciler.members)
         return planned(running, wanted, self.file, file)
 
     def _apply(

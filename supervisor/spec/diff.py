@@ -37,9 +37,8 @@ class Difference:
 
 def differences(old: Cluster, new: Cluster) -> list[Difference]:
     """Every field that differs, in the order of the models."""
-    found = _between(old, new, ())
     # What `defaults` say has been expanded into the workers, which are compared themselves.
-    return [one for one in found if one.path[0] != "defaults"]
+    return list(_between(old.model_copy(update={"defaults": new.defaults}), new, ()))
 
 
 def impact_of(model: type[Model], name: str) -> Impact:
@@ -51,14 +50,21 @@ def impact_of(model: type[Model], name: str) -> Impact:
 
 
 def _between(old: Model, new: Model, path: Path) -> Iterator[Difference]:
-    for name in type(new).model_fields:
-        before, after = getattr(old, name), getattr(new, name)
+    """A worker may have become one of another kind: what one of the two lacks has its default."""
+    for name in dict.fromkeys((*type(new).model_fields, *type(old).model_fields)):
+        owner = type(new) if name in type(new).model_fields else type(old)
+        before, after = (_value(one, name, owner) for one in (old, new))
         if before != after:
-            yield from _of_field(before, after, (*path, name), impact_of(type(new), name))
+            yield from _of_field(before, after, (*path, name), impact_of(owner, name))
+
+
+def _value(model: Model, name: str, owner: type[Model]) -> Any:
+    field = owner.model_fields[name]
+    return getattr(model, name, None if field.is_required() else field.default)
 
 
 def _of_field(before: Any, after: Any, path: Path, impact: Impact) -> Iterator[Difference]:
-    if isinstance(before, Model) and type(before) is type(after):
+    if isinstance(before, Model) and isinstance(after, Model):
         yield from _between(before, after, path)
     elif isinstance(before, dict) and isinstance(after, dict):
         for key in dict.fromkeys((*before, *after)):
@@ -71,7 +77,12 @@ def _of_field(before: Any, after: Any, path: Path, impact: Impact) -> Iterator[D
 
 
 def _has_texts(before: Any, after: Any) -> bool:
-    return all(not isinstance(value, Model | SecretStr | dict) for value in (before, after))
+    parts = [part for value in (before, after) for part in _parts(value)]
+    return not any(isinstance(part, Model | SecretStr | dict) for part in parts)
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _text(value: Any) -> str:

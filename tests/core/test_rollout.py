@@ -670,13 +670,13 @@ def _member(spec: InstanceSpec, state: State, *, wanted: bool = True, **fields: 
 
 def test_the_ready_one_stands_for_a_slot_and_never_one_that_leaves() -> None:
     old, new = surge(), surge(launch="B").beside
-    assert serving("vicuna-0", []) is None
+    assert serving([]) == {}
     members = [_member(new, State.STARTING), _member(old, State.READY)]
-    assert serving("vicuna-0", members) is members[1]
+    assert serving(members)["vicuna-0"] is old
     gone = [_member(new, State.UNREADY), _member(old, State.READY, leaving=True)]
-    assert serving("vicuna-0", gone) is gone[0]
+    assert serving(gone)["vicuna-0"] is new
     stopped = [_member(old, State.STOPPED, wanted=False), _member(new, State.BACKOFF)]
-    assert serving("vicuna-0", stopped) is stopped[1]
+    assert serving(stopped)["vicuna-0"] is new
 
 
 def test_of_two_that_are_wanted_as_they_are_the_more_useful_one_stays() -> None:

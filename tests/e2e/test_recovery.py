@@ -83,3 +83,11 @@ def test_with_one_of_two_replicas_killed_the_other_serves(healthy_demo):
         stop.set()
         asking.join()
     assert not failures
+
+
+def test_while_the_api_server_is_away_connections_wait_and_none_is_refused(healthy_demo):
+    """The supervisor holds its socket."""
+    before = healthy_demo.cluster.instance("api_server")
+    os.kill(before["pid"], signal.SIGKILL)
+    assert chat(healthy_demo).status_code == 200
+    assert healthy_demo.cluster.until("api_server", "ready")["pid"] != before["pid"]
