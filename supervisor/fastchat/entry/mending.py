@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import runpy
+import socket
 import sys
 
 import requests
@@ -46,14 +47,43 @@ def run_worker(name):
     run(name)
 
 
-def serve(app, args):
-    """Serve `app` as the `__main__` block of its module does, which an import leaves out."""
+def serve(app, args, server_class=uvicorn.Server):
+    """Serve `app` as the `__main__` block of its module does, which an import leaves out.
+
+    It listens where the flags say or, if LLM_SUPERVISOR_LISTEN_FD is set, on the listening socket
+    that is inherited under that number. Its owner can start a successor on the same socket before
+    this process ends, so that no connection is refused in between.
+    """
     tls = {}
     if args.ssl:
         tls["ssl_keyfile"] = os.environ["SSL_KEYFILE"]
         tls["ssl_certfile"] = os.environ["SSL_CERTFILE"]
+    listener = inherited_listener()
     with _reason_as_last_line():
-        uvicorn.run(app, host=args.host, port=args.port, log_level="info", **tls)
+        config = uvicorn.Config(app, host=args.host, port=args.port, log_level="info", **tls)
+        server = server_class(config)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener] if listener else None)
+        if not server.started:
+            sys.exit(3)  # as uvicorn.run does
+
+
+def inherited_listener():
+    """The socket of LLM_SUPERVISOR_LISTEN_FD, kept from children; None if that is not set."""
+    given = os.environ.pop("LLM_SUPERVISOR_LISTEN_FD", None)
+    if given is None:
+        return None
+    try:
+        listener = socket.socket(fileno=int(given))
+        if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError("it does not listen")
+    except (OSError, ValueError) as error:
+        sys.exit(
+            f"cannot serve: LLM_SUPERVISOR_LISTEN_FD is {given!r}, which is no listening socket "
+            f"({error}); hand one over, or unset it to listen on --host and --port"
+        )
+    listener.set_inheritable(False)
+    return listener
 
 
 def add_route(app, method, path, endpoint):

@@ -2,8 +2,12 @@
 
 The flags are those of `fastchat.serve.openai_api_server`.
 
-Besides FastChat's routes it answers `GET /health` with {"status": "ok"}, without a key and without
-asking anybody. With LLM_SUPERVISOR_SECRETS=stdin it reads its API keys from stdin.
+Besides FastChat's routes it answers `GET /health` with {"status": "ok", "instance": NAME}, without
+a key and without asking anybody. With LLM_SUPERVISOR_SECRETS=stdin it reads its API keys from
+stdin.
+
+What it does while the controller or a worker is away: `asking_again`. How it ends, and how another
+one takes its place: `gentle_server`.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import json
 import os
 import sys
 
+import asking_again  # before `mending`, which takes this folder off the path
+import gentle_server
 import mending
 from fastapi import Depends
 from fastchat.serve import openai_api_server as fastchat_server
@@ -25,7 +31,9 @@ def main():
         fastchat_server.CompletionStreamResponse,
     ):
         write_json_with_pydantic_2(answer)
+    asking_again.mend(fastchat_server)
     list_models_without_refresh(fastchat_server)
+    ask_for_each_prompt_how_to_write_it(fastchat_server)
     ask_key_on_every_route(fastchat_server)
     add_health(fastchat_server.app)
     mending.keep_out_of_access_log("/health")
@@ -33,7 +41,7 @@ def main():
     args = fastchat_server.create_openai_api_server()
     if api_keys is not None:
         fastchat_server.app_settings.api_keys = api_keys
-    mending.serve(fastchat_server.app, args)
+    mending.serve(fastchat_server.app, args, gentle_server.GentleServer)
 
 
 def read_api_keys():
@@ -92,6 +100,22 @@ def list_models_without_refresh(module):
     module.fetch_remote = fetch_remote
 
 
+def ask_for_each_prompt_how_to_write_it(module):
+    """Ask the worker for its conversation template each time: FastChat keeps the first for ever.
+
+    The worker at an address may be replaced by one with another template, and prompts in the wrong
+    one are answered badly without a word. Asking costs 1 to 2 ms a request. No upstream issue is
+    known.
+    """
+    get_conv = module.get_conv
+
+    async def get_conv_anew(model_name, worker_addr):
+        module.conv_template_map.clear()
+        return await get_conv(model_name, worker_addr)
+
+    module.get_conv = get_conv_anew
+
+
 def ask_key_on_every_route(module):
     """Ask for an API key on `/api/v1/*`, which FastChat leaves open (#2518, #2591)."""
     for route in [route for route in module.app.routes if is_without_key(route, module)]:
@@ -113,10 +137,14 @@ def is_without_key(route, module):
 
 
 def add_health(app):
-    """Add `GET /health`, cheap enough for a probe: FastChat has none (#2449)."""
+    """Add `GET /health`, cheap enough for a probe: FastChat has none (#2449).
+
+    It tells which instance answers, because two share a socket while one takes over.
+    """
+    instance = os.environ.get("LLM_SUPERVISOR_INSTANCE", "").rpartition("/")[2]
 
     async def health():
-        return {"status": "ok"}
+        return {"status": "ok", "instance": instance or None}
 
     mending.add_route(app, "GET", "/health", health)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -53,6 +57,13 @@ class Process:
             time.sleep(0.05)
         pytest.fail(f"does not serve:\n{self.log()}")
 
+    def wait_until_logged(self, words: str, *, since: int = 0) -> None:
+        """Wait for `words` in the log, `since` as many characters of it."""
+        deadline = time.monotonic() + PATIENCE
+        while words not in self.log()[since:]:
+            assert time.monotonic() < deadline, f"does not log {words!r}:\n{self.log()}"
+            time.sleep(0.005)
+
     def exit_status(self) -> int:
         return self.popen.wait(PATIENCE)
 
@@ -79,10 +90,15 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         *flags: str,
         plain: bool = False,
         port: int | None = None,
+        listener: socket.socket | None = None,
         stdin: str = "",
         env: dict[str, str] | None = None,
     ) -> Process:
         module = ["-m", f"fastchat.serve.{name}"] if plain else [str(ENTRY / f"{name}.py")]
+        handed_over = []
+        if listener:
+            port, handed_over = listener.getsockname()[1], [listener.fileno()]
+            env = {"LLM_SUPERVISOR_LISTEN_FD": str(listener.fileno())} | (env or {})
         port = port or free_port()
         folder = tmp_path_factory.mktemp(name)
         (folder / "stdin").write_text(stdin)
@@ -96,6 +112,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
                 env=ENVIRONMENT | (env or {}),
                 start_new_session=True,
                 preexec_fn=die_with_the_tests,
+                pass_fds=handed_over,
             )
         processes.append(Process(popen, port, folder / "log"))
         return processes[-1]
@@ -190,18 +207,18 @@ def registered(controller: Process, worker: Process) -> None:
     register(controller, worker.url, MODEL)
 
 
-def register(controller: Process, worker_name: str, model: str) -> None:
+def register(controller: Process, worker_name: str, model: str, *, queue_length: int = 0) -> None:
     registration = {
         "worker_name": worker_name,
         "check_heart_beat": False,
-        "worker_status": {"model_names": [model], "speed": 1, "queue_length": 0},
+        "worker_status": {"model_names": [model], "speed": 1, "queue_length": queue_length},
     }
     answer = httpx.post(controller.url + "/register_worker", json=registration)
     assert answer.status_code == 200
 
 
 @pytest.fixture(scope="session")
-def register_worker() -> Callable[[Process, str, str], None]:
+def register_worker() -> Callable[..., None]:
     return register
 
 
@@ -228,3 +245,125 @@ def plain_api_server(start: Start, controller: Process) -> Process:
     )
     server.wait_until_served("GET", "/docs")
     return server
+
+
+class FakeWorker(ThreadingHTTPServer):
+    """A worker that fails at will, as no real one does, and remembers what it was asked.
+
+    It answers `worker.words`, one word after the other. A generation goes through `worker.hook`,
+    if there is one, as soon as it is asked for (`words` is 0) and after each word of a stream.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), FakeWorkerHandler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.words = ["Tu-whit", " tu-who"]
+        self.template = TEMPLATE
+        self.status = 200
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.hook: Callable[[int], None] = lambda words: None
+        self.left_alone = threading.Event()  # a client has gone before the end of its answer
+        threading.Thread(target=self.serve_forever, args=[0.01], daemon=True).start()
+
+    def prompts(self) -> list[str]:
+        return [pload["prompt"] for path, pload in self.asked if "generate" in path]
+
+    def die(self) -> None:
+        """End as if killed: nobody listens any more, and the answer that runs is cut off."""
+        self.shutdown()
+        self.server_close()
+        raise ConnectionAbortedError
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if isinstance(sys.exception(), BrokenPipeError | ConnectionResetError):
+            self.left_alone.set()
+        elif not isinstance(sys.exception(), ConnectionAbortedError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+class FakeWorkerHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FakeWorker
+
+    def do_POST(self) -> None:
+        pload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, pload))
+        if self.path == "/worker_generate_stream":
+            self.stream()
+        else:
+            self.answer(json.dumps(self.contents()).encode())
+
+    def contents(self) -> dict[str, Any]:
+        if self.path == "/worker_generate":
+            self.server.hook(0)
+            return generated("".join(self.server.words), "stop")
+        return {
+            "/worker_get_conv_template": {"conv": self.server.template},
+            "/model_details": {"context_length": 2048},
+            "/count_token": {"count": 1},
+        }[self.path]
+
+    def answer(self, body: bytes) -> None:
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def stream(self) -> None:
+        self.server.hook(0)
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        words = self.server.words
+        for count in range(1, len(words) + 1):
+            self.send_chunk(generated("".join(words[:count]), None))
+            self.server.hook(count)
+        self.send_chunk(generated("".join(words), "stop"))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def send_chunk(self, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode() + b"\0"
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def generated(text: str, finish_reason: str | None) -> dict[str, Any]:
+    if text == "nonsense":
+        return {}
+    if text.startswith("error "):
+        return {"text": text, "error_code": int(text.split()[1])}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    return {"text": text, "error_code": 0, "usage": usage, "finish_reason": finish_reason}
+
+
+TEMPLATE = {
+    "name": "fake",
+    "system_template": "{system_message}",
+    "system_message": "",
+    "roles": ["USER", "ASSISTANT"],
+    "messages": [],
+    "offset": 0,
+    "sep_style": 1,
+    "sep": "\n",
+    "sep2": None,
+    "stop_str": None,
+    "stop_token_ids": None,
+}
+
+
+@pytest.fixture
+def fake_worker() -> Iterator[Callable[[], FakeWorker]]:
+    workers: list[FakeWorker] = []
+
+    def start_fake_worker() -> FakeWorker:
+        workers.append(FakeWorker())
+        return workers[-1]
+
+    yield start_fake_worker
+    for worker in workers:
+        worker.shutdown()
+        worker.server_close()

@@ -110,7 +110,7 @@ def test_health_needs_no_key(api_server, plain_api_server):
     answer = httpx.get(api_server.url + "/health")
 
     assert answer.status_code == 200
-    assert answer.json() == {"status": "ok"}
+    assert answer.json() == {"status": "ok", "instance": None}
     assert httpx.get(plain_api_server.url + "/health").status_code == 404
 
 
