@@ -94,7 +94,7 @@ def _is_of(difference: Difference, spec: InstanceSpec) -> bool:
             return spec.role is not Role.COMMAND
         case "port_range":
             return spec.role is Role.WORKER
-    return first == "env"
+    return first in ("env", "env_file")
 
 
 def _cause(difference: Difference, file: ClusterFile) -> CauseView:

@@ -8,11 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import SecretStr
-
 from supervisor.spec.document import Document, parse
 from supervisor.spec.model import Cluster
-from supervisor.spec.paths import resolve
+from supervisor.spec.named import named_files, with_named_files
 from supervisor.spec.problems import Path as Place
 from supervisor.spec.problems import Problem, SpecError
 from supervisor.spec.validate import validate
@@ -37,10 +35,7 @@ class ClusterFile:
     @property
     def named(self) -> list[Path]:
         """Files that it names, and that are read with it."""
-        server = self.cluster.api_server
-        names = [server.api_keys_file] if server else []
-        names += [getattr(one, "model_info_file", None) for one in self.cluster.workers.values()]
-        return [resolve(self.base, name) for name in names if name is not None]
+        return named_files(self.cluster, self.base)
 
     def error(self, findings: Iterable[tuple[Place, str]]) -> SpecError:
         """Findings that came later, such as a port in use, as errors of this file."""
@@ -61,7 +56,7 @@ def load_text(text: str, path: Path, environ: Mapping[str, str]) -> ClusterFile:
     cluster, problems = validate(document, file_base)
     problems = [*document.problems, *problems]
     if cluster is not None:
-        cluster, more = _with_keys_from_file(cluster, document, file_base)
+        cluster, more = with_named_files(cluster, document, file_base, read_text)
         problems += more
     if problems or cluster is None:
         raise SpecError(_most_useful(problems, str(path)))
@@ -105,26 +100,3 @@ def read_text(path: Path) -> str:
 
 def _unreadable(path: Path, message: str) -> SpecError:
     return SpecError([Problem(str(path), 0, 0, "", message)])
-
-
-def _with_keys_from_file(
-    cluster: Cluster, document: Document, base: Path
-) -> tuple[Cluster, list[Problem]]:
-    """The keys of ``api_keys_file`` added to ``api_keys``."""
-    server = cluster.api_server
-    if server is None or server.api_keys_file is None:
-        return cluster, []
-    path = resolve(base, server.api_keys_file)
-    place: Place = ("api_server", "api_keys_file")
-    try:
-        lines = [line.strip() for line in read_text(path).splitlines()]
-    except SpecError as error:
-        why = error.problems[0].message.partition(";")[0]
-        text = f"cannot read the keys in {path}: {why}; name a text file with one key a line"
-        return cluster, [document.problem(place, text)]
-    keys = tuple(SecretStr(line) for line in lines if line and not line.startswith("#"))
-    if not keys:
-        text = f"{path} holds no key, which would open the server to all; add one or remove this"
-        return cluster, [document.problem(place, text)]
-    opened = server.model_copy(update={"api_keys": (*server.api_keys, *keys)})
-    return cluster.model_copy(update={"api_server": opened}), []

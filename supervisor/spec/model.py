@@ -176,6 +176,9 @@ class Service(Model):
     """false: left out, as if it were not in the file."""
     env: Replace[Env] = {}
     """Environment variables, over those of the supervisor and of `env` at the top."""
+    env_file: Replace[str | None] = None
+    """File (relative to this file) with more of them, `NAME=value` a line; `env` wins. It can be
+    kept from others' eyes, as this file often cannot."""
     depends_on: Live[tuple[str, ...]] = ()
     """Services that must be ready before this one starts, besides those its role needs."""
     restart: Live[RestartField] = Restart()
@@ -676,6 +679,8 @@ class Cluster(Model):
     """Anything else that belongs to the cluster."""
     env: Replace[Env] = {}
     """Environment variables for every service."""
+    env_file: Replace[str | None] = None
+    """File (relative to this file) with more of them, `NAME=value` a line; `env` wins."""
     python: Replace[str | None] = None
     """Interpreter for every FastChat service; left out, the supervisor's own."""
     port_range: Replace[PortRange] = (21002, 21999)
