@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup up test check docs bench clean
+.PHONY: setup up test check docs bench edits clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,9 @@ docs: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+edits: setup
+	$(BIN)/python benchmarks/edits.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

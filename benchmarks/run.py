@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import edits
 import failover
 import idling
 import machine
@@ -26,6 +27,7 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[int], list[Row]]]] = {
     "script": ("start, by the nohup script", starting.measure_script),
     "kill": ("kill -9", restarting.measure),
     "failover": ("one of two replicas killed under load", failover.measure),
+    "edits": ("edits of a running cluster under load", edits.measure),
     "idle": ("supervisor alone, idle", idling.measure),
 }
 

@@ -109,7 +109,7 @@ class Reloader:
         if changes:
             what = ", ".join(f"{change.action} {change.instance}" for change in changes)
             self.journal.write("", "file", f"{file.path.name} is applied: {what}")
-        elif old.cluster != file.cluster:
+        elif old.text != file.text or old.cluster != file.cluster:
             self.journal.write("", "file", f"{file.path.name} is applied: nothing to do")
         elif not retry:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor.spec.document import Document, parse
@@ -26,6 +26,7 @@ class ClusterFile:
     path: Path
     cluster: Cluster
     document: Document
+    text: str = field(repr=False)  # may hold secrets
 
     @property
     def base(self) -> Path:
@@ -60,7 +61,7 @@ def load_text(text: str, path: Path, environ: Mapping[str, str]) -> ClusterFile:
         problems += more
     if problems or cluster is None:
         raise SpecError(_most_useful(problems, str(path)))
-    return ClusterFile(path, cluster, document)
+    return ClusterFile(path, cluster, document, text)
 
 
 def _most_useful(problems: list[Problem], file: str) -> list[Problem]:
