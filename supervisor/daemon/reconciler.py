@@ -45,6 +45,7 @@ from supervisor.core.lifecycle import (
 from supervisor.core.order import blocked, startable, stoppable, waiting_for
 from supervisor.core.plan import form_of
 from supervisor.core.rollout import (
+    ROLLOUT_TRIES,
     Abandon,
     Adjust,
     Failure,
@@ -389,11 +390,15 @@ class Reconciler:
                 self._journal.write("", state, f"the cluster is {state}{self._address(state)}")
 
     def _keep_listening(self) -> None:
-        """A socket stays open as long as somebody is about to serve on it again."""
+        """A socket stays open as long as somebody is about to serve on it again, and no longer:
+        clients are better refused than kept waiting for what crashes again and again."""
         addresses = {
             spec.listen
             for spec, status in self._entries()
-            if spec.listen and status.wanted and status.state not in (State.BACKOFF, State.FAILED)
+            if spec.listen
+            and status.wanted
+            and status.state is not State.FAILED
+            and status.streak <= ROLLOUT_TRIES
         }
         if addresses != self._listening:
             self._listening = addresses

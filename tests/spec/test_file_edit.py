@@ -1,4 +1,8 @@
-"""Edits of a file's text: they do what they should, and leave every other character alone."""
+"""Edits of a file's text: they do what they should, and keep comments, order, quotes and anchors.
+
+ruamel.yaml writes the lines that an edit changes: two spaces at least before a comment, a flow
+collection in one line. All other lines stay as they are, byte for byte.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from harness import ROOT
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
+from supervisor.spec.editing import tree
 from supervisor.spec.editing.edit import (
     add_worker,
     remove_service,
@@ -21,7 +26,8 @@ from supervisor.spec.editing.edit import (
     set_fields,
     unset_fields,
 )
-from supervisor.spec.editing.tree import EditError, Tree
+from supervisor.spec.editing.nodes import parse, write
+from supervisor.spec.editing.tree import EditError
 from supervisor.spec.editing.values import from_command_line
 from supervisor.spec.load import load_text
 from supervisor.spec.model import SINGLETONS
@@ -42,7 +48,7 @@ def changed(old: str, new: str) -> list[str]:
 
 @functools.cache
 def comments(text: str) -> list[str]:
-    return [text[place : text.find("\n", place)].strip() for place in Tree(text).comments]
+    return list(tree.comments(text).elements())
 
 
 def one(fields: dict[str, Any], text: str, name: str) -> list[str]:
@@ -50,6 +56,11 @@ def one(fields: dict[str, Any], text: str, name: str) -> list[str]:
 
 
 # ---------------------------------------------------------------- the shipped files
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_round_trip_of_a_shipped_file_changes_nothing(path: Path) -> None:
+    assert write(parse(path.read_text())) == path.read_text()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -69,10 +80,12 @@ def test_set_changes_one_line_and_its_comment_keeps_its_column() -> None:
 
 
 def test_a_comment_that_is_not_aligned_follows_its_value() -> None:
+    """It keeps its column when the value becomes shorter again: so does ruamel.yaml."""
     text = "services:\n  a: {command: [x]}  # one\n"
     new = set_fields(text, "a", {"env.LONG": "value"})
     assert new.endswith("[x], env: {LONG: value}}  # one\n")
-    assert unset_fields(new, "a", ["env.LONG"]) == text
+    back = unset_fields(new, "a", ["env.LONG"])
+    assert re.sub(" +#", "  #", back) == text
 
 
 def test_a_new_option_stands_behind_the_others_of_its_entry() -> None:
@@ -216,6 +229,68 @@ def test_a_service_stays_when_its_last_option_goes() -> None:
     assert unset_fields("logs: {keep: 1}\nenv: {}\n", ".", ["logs.keep"]) == "env: {}\n"
 
 
+def test_a_comment_behind_an_alias_stays_beside_it() -> None:
+    text = "x: &x {port: 1}  # x\nworkers:\n  a: *x  # foo\n  b: *x   # fah\n  # end\n"
+    assert changed(text, add_worker(text, "c", {"port": 2})) == ["+  c:", "+    port: 2"]
+    assert changed(text, remove_service(text, "a")) == ["-  a: *x  # foo"]
+    assert one({"port": 2}, text, "b") == ["-  b: *x   # fah", "+  b: {port: 2}  # fah"]
+
+
+def test_the_comments_of_a_section_outlive_its_last_entry() -> None:
+    text = "workers: # w\n  a:\n    x: 1 # k\n    # own\n\n  # b:\n  #  x: 1\n\n# tail\nenv: {}\n"
+    assert changed(text, remove_service(text, "a")) == [
+        "-  a:",
+        "-    x: 1 # k",
+        "-    # own",
+        "-",
+    ]
+    assert comments(remove_service("# h\n\napi_server: {} # a\n# tail\n", "api_server")) == [
+        "# h",
+        "# tail",
+    ]
+
+
+def test_a_replaced_block_takes_the_comments_inside_it_away_and_no_others() -> None:
+    text = "workers:\n  b:\n    gptq: # g\n      # in\n      wbits: 4 # f\n"
+    text += "    # out\n    port: 1 # p\n"
+    new = set_fields(text, "b", {"gptq": {"wbits": 8}})
+    assert sorted(comments(new)) == ["# g", "# out", "# p"]
+
+
+def test_what_ruamel_would_change_elsewhere_stays() -> None:
+    text = (
+        "%YAML 1.1\n# head\n---\nx: &x   # x\n  a:   1\nworkers:\n    a: {port: 1, # one\n"
+        "      env: {X: 'y'}}\n    b:\n        args: [a,\n          b] # two\n"
+        "        cwd: >-\n            folded\n            text\n\n            more\n"
+        "        note: plain\n          text\n    c: {<<: *x, port: 2}\n"
+    )
+    assert one({"port": 3}, text, "b") == ["+        port: 3"]
+    assert one({"port": 3}, text, "c") == ["-    c: {<<: *x, port: 2}", "+    c: {<<: *x, port: 3}"]
+    with pytest.raises(EditError, match="cannot tell whose the comments"):
+        set_fields(text, "a", {"port": 3})
+
+
+def test_what_follows_a_text_of_several_lines_is_not_made_part_of_it() -> None:
+    text = "services:\n  a:\n    cwd: |\n      x\n\n      y\n    # end of a\n# tail\n"
+    assert one({"port": 1}, text, "a") == ["+    port: 1"]
+    assert yaml.safe_load(set_fields(text, "a", {"port": 1}))["services"]["a"]["cwd"] == "x\n\ny\n"
+
+
+SPELLINGS = [
+    *("0755", "0o17", "0x1F", "1_000", "1.10", "1e3", ".5", "~", "null", "2024-01-01", "on", "No"),
+    *("1:30", "${VAR}", "'on'", "=", "", '"a\\tb"', "!!str 5", "&u 1"),
+    *("x" * 300, "word " * 60 + "end"),
+]
+
+
+@pytest.mark.parametrize("scalar", SPELLINGS)
+def test_other_values_keep_their_spelling(scalar: str) -> None:
+    text = f"workers:\n  a:\n    x: {scalar}\n    y: [{scalar.strip('&')}]\n    port: 1\n"
+    text = text.replace("[${VAR}]", "['${VAR}']").rstrip(" ")
+    new = set_fields(text, "a", {"port": 2})
+    assert new == text.replace("port: 1", "port: 2")
+
+
 # ---------------------------------------------------------------- the form of the file
 
 FORMS = {
@@ -252,7 +327,7 @@ def test_the_form_of_the_file_stays(form: str, path: Path) -> None:
         ("# mine\n", "# mine\n\nworkers:\n  a:\n    model_path: x/y\n"),
         ("workers:\n", "workers:\n  a:\n    model_path: x/y\n"),
         ("workers:  # mine\n", "workers:  # mine\n  a:\n    model_path: x/y\n"),
-        ("workers: {}  # mine\n", "workers:  # mine\n  a:\n    model_path: x/y\n"),
+        ("workers: {}  # mine\n", "workers:     # mine\n  a:\n    model_path: x/y\n"),
         ("workers:\n  # b: {}\n", "workers:\n  a:\n    model_path: x/y\n  # b: {}\n"),
         ("env: {}\n", "env: {}\n\nworkers:\n  a:\n    model_path: x/y\n"),
         ("{}\n", "{workers: {a: {model_path: x/y}}}\n"),

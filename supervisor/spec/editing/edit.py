@@ -13,8 +13,8 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from supervisor.spec.editing.splice import Keys, drop, put
-from supervisor.spec.editing.tree import EditError, Tree
+from supervisor.spec.editing.change import Keys, drop, put
+from supervisor.spec.editing.tree import EditError, meaning_of
 from supervisor.spec.editing.values import from_python
 from supervisor.spec.model import SINGLETONS
 
@@ -70,7 +70,7 @@ def unset_fields(text: str, name: str, keys: Iterable[str]) -> str:
 
 def services(text: str) -> dict[str, Keys]:
     """The services that stand in the file, and where."""
-    meaning = Tree(text.removeprefix(_BOM)).meaning
+    meaning = meaning_of(text.removeprefix(_BOM))
     if not isinstance(meaning, dict):
         return {}
     found: dict[str, Keys] = {name: (name,) for name in SINGLETONS if name in meaning}
