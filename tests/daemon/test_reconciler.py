@@ -31,7 +31,7 @@ from supervisor.core.lifecycle import (
     State,
 )
 from supervisor.daemon.journal import Journal
-from supervisor.daemon.reconciler import GoDown, InstanceEvent, Reconciler
+from supervisor.daemon.reconciler import GoDown, InstanceEvent, Reconciler, Want
 
 CONTROLLER = instance("controller")
 FIRST = worker("vicuna-0")
@@ -586,3 +586,137 @@ async def test_whoever_asks_for_a_start_while_all_goes_down_is_not_heard() -> No
         told.engine.release("exit vicuna-0")
         await told.reconciler.until(lambda: told.states() == {State.STOPPED})
         assert len(told.order("spawn")) == len(CLUSTER)
+
+
+# ---------------------------------------------------------------- another file
+
+
+def surging(launch: str, *, listen: tuple[str, int] | None = None) -> InstanceSpec:
+    """A worker whose successor starts beside it."""
+    plain = worker("owl-0", surge=True, launch=launch, listen=listen, drain_timeout=300.0)
+    return replace(plain, beside=replace(plain, name="owl-0.b"))
+
+
+def want(told: Story, *specs: InstanceSpec, retry: bool = False) -> None:
+    told.reconciler.post(Want({one.slot: one for one in specs}, {}, retry))
+
+
+async def settled(told: Story) -> None:
+    await told.reconciler.until(lambda: not told.reconciler.progress().under_way)
+
+
+@story
+async def test_one_more_is_started_and_one_less_is_drained_and_forgotten() -> None:
+    more = worker("fox-0", drain_timeout=300.0)
+    async with running() as told:
+        runs = dict(told.engine.runs)
+        want(told, *CLUSTER, more)
+        await settled(told)
+        assert told.reconciler.statuses["fox-0"].state is State.READY
+        want(told, *CLUSTER)
+        await settled(told)
+        assert "fox-0" not in told.reconciler.specs
+        done = [one for one in told.engine.done if one.endswith("fox-0") and "probe" not in one]
+        assert done[-5:] == [
+            "leave fox-0",
+            "drain fox-0",
+            "SIGTERM fox-0",
+            "exited fox-0",
+            "forget fox-0",
+        ]
+        assert {name: told.engine.runs[name] for name in runs} == runs
+        assert told.cluster_states()[-1] == "ready"
+
+
+@story
+async def test_a_surge_stops_the_old_one_only_when_the_new_one_is_in_rotation() -> None:
+    async with running(CONTROLLER, surging("A")) as told:
+        told.engine.hold("entered owl-0.b")
+        want(told, CONTROLLER, surging("B"))
+        await told.reconciler.until(
+            lambda: (
+                "owl-0.b" in told.reconciler.statuses
+                and told.reconciler.statuses["owl-0.b"].in_rotation
+            )
+        )
+        assert "leave owl-0" not in told.engine.done
+        assert told.reconciler.state is ClusterState.UPDATING
+        told.engine.release("entered owl-0.b")
+        await settled(told)
+        assert list(told.reconciler.specs) == ["controller", "owl-0.b"]
+        assert told.reconciler.state is ClusterState.READY
+
+
+@story
+async def test_what_cannot_be_started_is_given_up_until_somebody_says_try_again() -> None:
+    async with running(CONTROLLER, surging("A")) as told:
+        told.engine.missing.add("owl-0.b")
+        want(told, CONTROLLER, surging("B"))
+        await told.reconciler.until(lambda: bool(told.reconciler.progress().failed))
+        await settled(told)
+        assert list(told.reconciler.specs) == ["controller", "owl-0"]
+        assert told.reconciler.failure("owl-0") is not None
+        tries = told.order("spawn").count("owl-0.b")
+        want(told, CONTROLLER, surging("B"))
+        await settled(told)
+        assert told.order("spawn").count("owl-0.b") == tries
+        told.engine.missing.clear()
+        want(told, CONTROLLER, surging("B"), retry=True)
+        await settled(told)
+        assert told.reconciler.failure("owl-0") is None
+        assert list(told.reconciler.specs) == ["controller", "owl-0.b"]
+
+
+@story
+async def test_a_restart_of_a_worker_is_missed_by_nobody() -> None:
+    async with running(CONTROLLER, surging("A")) as told:
+        told.reconciler.restart_instances(["owl-0"], "asked to restart")
+        await told.reconciler.until(lambda: "owl-0.b" in told.reconciler.specs)
+        await settled(told)
+        assert list(told.reconciler.specs) == ["controller", "owl-0.b"]
+
+
+@story
+async def test_what_leaves_is_not_started_again_by_a_person() -> None:
+    async with running(CONTROLLER, surging("A")) as told:
+        told.engine.hold("drained owl-0")
+        want(told, CONTROLLER, surging("B"))
+        await told.reconciler.until(lambda: told.reconciler.is_leaving("owl-0"))
+        told.reconciler.start_instances(["owl-0"], "asked to start")
+        told.engine.release("drained owl-0")
+        await settled(told)
+        assert list(told.reconciler.specs) == ["controller", "owl-0.b"]
+
+
+@story
+async def test_a_forgotten_run_reports_too_late_to_hurt_the_next_one_of_its_name() -> None:
+    async with running(CONTROLLER, surging("A")) as told:
+        old = told.engine.runs["owl-0"]
+        for launch in "BC":  # to the other name and back
+            want(told, CONTROLLER, surging(launch))
+            await settled(told)
+        assert told.engine.runs["owl-0"] > old
+        told.reconciler.deliver("owl-0", Exited(old, 1, None))
+        await told.reconciler.until(lambda: True)
+        assert told.reconciler.statuses["owl-0"].state is State.READY
+
+
+@story
+async def test_going_down_in_the_middle_of_a_rollout_leaves_nothing() -> None:
+    async with running(CONTROLLER, surging("A")) as told:
+        told.engine.hold("entered owl-0.b")
+        want(told, CONTROLLER, surging("B"))
+        await told.reconciler.until(lambda: "owl-0.b" in told.engine.runs)
+    assert told.states() == {State.STOPPED}
+
+
+@story
+async def test_a_socket_is_kept_while_somebody_is_about_to_serve_on_it() -> None:
+    address = ("127.0.0.1", 8000)
+    async with running(CONTROLLER, surging("A", listen=address)) as told:
+        assert told.engine.done.count(f"listen {[address]}") == 1
+        want(told, CONTROLLER, surging("B", listen=address))
+        await settled(told)
+        assert "listen []" not in told.engine.done
+        told.reconciler.stop_instances(["owl-0.b"], "asked to stop")
+        await told.reconciler.until(lambda: "listen []" in told.engine.done)
