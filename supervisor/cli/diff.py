@@ -6,6 +6,8 @@ import difflib
 import sys
 from collections.abc import Iterator
 
+from supervisor.spec.masking import masked
+
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
@@ -24,7 +26,9 @@ def print_diff(old: str, new: str, name: str) -> None:
 
 
 def _lines(old: str, new: str, name: str) -> Iterator[str]:
-    """Lines end at a line feed only; what else ends one to Python is shown as it is."""
-    before, after = (text.removesuffix("\n").split("\n") if text else [] for text in (old, new))
+    """Lines end at a line feed only; what else ends one to Python is shown as it is. Secrets are
+    not: diffs end up in the logs of whoever runs us."""
+    shown = (masked(old), masked(new))
+    before, after = (text.removesuffix("\n").split("\n") if text else [] for text in shown)
     for line in difflib.unified_diff(before, after, name, f"{name} (new)", lineterm=""):
         yield line.rstrip("\r")

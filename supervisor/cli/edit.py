@@ -124,7 +124,7 @@ def _change(arguments: argparse.Namespace, change: Edit) -> int:
         print("nothing is written")
         return FAILED
     # Asked before it is written: a supervisor that watches the file may be faster than we are.
-    number = client.get("/v1/status")["cluster"]["last_event"] if client else 0
+    number, services = _prospect(client, new) if client else (0, [])
     try:
         replace(path, old.encode(), new.encode())
     except WriteError as error:
@@ -139,9 +139,7 @@ def _change(arguments: argparse.Namespace, change: Edit) -> int:
     if arguments.no_wait:
         print(f"{path} is written and taken over; see `llm-supervisor events`")
         return DONE
-    whole = arguments.name in ("defaults", ".")
-    services = () if whole else (arguments.name,)
-    return wait_until_settled(client, number, arguments.timeout, services)
+    return wait_until_settled(client, number, arguments.timeout, services) if services else DONE
 
 
 def _texts(path: Path, change: Edit) -> tuple[str, str]:
@@ -164,6 +162,13 @@ def _texts(path: Path, change: Edit) -> tuple[str, str]:
     except UnicodeEncodeError:
         raise Failure("what is to be written is not UTF-8 text", USAGE) from None
     return old, new
+
+
+def _prospect(client: Client, text: str) -> tuple[int, list[str]]:
+    """The number of the last event, and the services that the new text will change."""
+    number = client.get("/v1/status")["cluster"]["last_event"]
+    changes = client.post("/v1/plan", {"text": text.removeprefix("\ufeff")})["changes"]
+    return number, sorted({one["service"] for one in changes if one["action"] != "keep"})
 
 
 def _print_plan(client: Client, text: str) -> None:

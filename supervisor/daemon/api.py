@@ -22,13 +22,13 @@ from pydantic.json_schema import models_json_schema
 
 from supervisor import __version__
 from supervisor.core.cluster import ClusterState
-from supervisor.core.lifecycle import State, Status
+from supervisor.core.lifecycle import StartRequested, State, Status, StopRequested
 from supervisor.daemon import views
 from supervisor.daemon.editing import Draft, Edits, carry_out
 from supervisor.daemon.explain import explain
 from supervisor.daemon.journal import Entry, Journal
 from supervisor.daemon.planning import changes_of
-from supervisor.daemon.reconciler import GoDown, Reconciler
+from supervisor.daemon.reconciler import GoDown, Reconciler, StartSlot, StopSlot
 from supervisor.daemon.reload import Reloader
 from supervisor.runtime.logs import follow, last_words, tail
 from supervisor.spec.problems import SpecError, dotted
@@ -164,15 +164,30 @@ async def post_start(daemon: Daemon, request: web.Request) -> views.AcceptedView
     """Start a service or one instance that was stopped or has failed."""
     names = _named(daemon, request)
     _refuse_if_going_down(daemon)
-    daemon.reconciler.start_instances(names, "asked to start")
+    _tell_slots(daemon, request, StartSlot, names, StartRequested("asked to start"))
     return views.AcceptedView(instances=names)
 
 
 async def post_stop(daemon: Daemon, request: web.Request) -> views.AcceptedView:
     """Stop a service or one instance, until it is started again."""
     names = _named(daemon, request)
-    daemon.reconciler.stop_instances(names, "asked to stop")
+    _tell_slots(daemon, request, StopSlot, names, StopRequested("asked to stop"))
     return views.AcceptedView(instances=names)
+
+
+def _tell_slots(
+    daemon: Daemon,
+    request: web.Request,
+    tell: type[StartSlot | StopSlot],
+    names: list[str],
+    event: StartRequested | StopRequested,
+) -> None:
+    """A replica or a service means whatever runs there, also when a rollout changes that now."""
+    slots = daemon.reconciler.slots(request.match_info["name"])
+    for slot in slots:
+        daemon.reconciler.post(tell(slot, event.reason))
+    for name in () if slots else names:
+        daemon.reconciler.deliver(name, event)
 
 
 async def post_restart(daemon: Daemon, request: web.Request) -> views.AcceptedView:
@@ -285,7 +300,7 @@ def _named(daemon: Daemon, request: web.Request) -> list[str]:
 def _resolve(daemon: Daemon, name: str) -> list[str]:
     """What `_find` finds. Raises Refusal where there is nothing."""
     found = _find(daemon, name)
-    if not found:
+    if not found and not daemon.reconciler.slots(name):
         specs = daemon.reconciler.specs
         known = sorted({spec.service for spec in specs.values()} | set(specs))
         raise Refusal(
@@ -295,14 +310,13 @@ def _resolve(daemon: Daemon, name: str) -> list[str]:
 
 
 def _find(daemon: Daemon, name: str) -> list[str]:
-    """An instance's own name, or the instances of a replica or a service that are to stay."""
+    """The instances of a replica or a service that are to stay, else those that leave it; or the
+    instance of that very name."""
     specs = daemon.reconciler.specs
-    if name in specs and not daemon.reconciler.is_leaving(name):
-        return [name]
-    stay = [spec for spec in specs.values() if not daemon.reconciler.is_leaving(spec.name)]
-    of_slot = [spec.name for spec in stay if spec.slot == name]
-    of_service = [spec.name for spec in stay if spec.service == name]
-    return of_slot or of_service or [one for one in specs if one == name]
+    slots = daemon.reconciler.slots(name) or [name]
+    of_it = [n for n, s in specs.items() if s.slot in slots or s.service == name]
+    stay = [n for n in of_it if not daemon.reconciler.is_leaving(n)]
+    return stay or of_it or [n for n in specs if n == name]
 
 
 def _instance(daemon: Daemon, name: str) -> views.InstanceView:

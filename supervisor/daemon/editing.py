@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from supervisor.daemon.planning import changes_of
 from supervisor.daemon.reload import Reloader
 from supervisor.daemon.views import EditView
+from supervisor.spec.masking import masked
 
 
 class Edit(BaseModel):
@@ -56,17 +57,25 @@ async def carry_out(wish: Edits, reloader: Reloader) -> EditView:
     path = reloader.file.path
     raw = path.read_bytes()
     old = raw.decode()
-    new = _edited(old, wish.edits)
+    new = await asyncio.to_thread(_edited, old, wish.edits)
     plan = await reloader.plan(new.removeprefix("\ufeff"))
     diff = "".join(
         difflib.unified_diff(
-            old.splitlines(keepends=True), new.splitlines(keepends=True), str(path), str(path)
+            masked(old).splitlines(keepends=True),
+            masked(new).splitlines(keepends=True),
+            str(path),
+            str(path),
         )
     )
     number = reloader.journal.number
-    if new != old and not wish.dry_run:
+
+    async def write_and_apply() -> None:
         await asyncio.to_thread(replace, path, raw, new.encode())
         await reloader.reload()
+
+    if new != old and not wish.dry_run:
+        # To its end, though the one who asked may go away meanwhile.
+        await asyncio.shield(asyncio.create_task(write_and_apply()))
     changes = changes_of(plan)
     return EditView(diff=diff, changed=bool(changes), number=number, changes=changes)
 

@@ -91,8 +91,8 @@ class LocalEffects:
         self._in_background(self._drain(spec, run))
 
     def controller_is_new(self, spec: InstanceSpec) -> None:
-        assert spec.address is not None
-        self._http.rotation.controller_is_at(spec.address, expires=False)
+        if spec.address is not None and self._external_controller is None:
+            self._http.rotation.controller_is_at(spec.address, expires=False)
 
     def forget(self, spec: InstanceSpec) -> None:
         self._ended.pop(spec.name, None)

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,9 +82,20 @@ async def _serve(
         deliver=lambda *event: reconciler.deliver(*event),
     )
     reconciler = Reconciler(specs, effects, journal)
-    reloader = Reloader(file, reconciler, effects, journal, run_dir, environ)
+    reloader = Reloader(file, specs, reconciler, effects, journal, run_dir, environ)
     watch = FileWatch(lambda: in_background(reloader.reload_quietly()))
-    reloader.applied = lambda now: watch.watch(_watched(now))
+    watched: set[Path] = set()
+
+    def look_after(now: ClusterFile, named: Collection[Path]) -> None:
+        """Watch the file and all it names; what is new among them may have changed since."""
+        files = {now.path, *now.named, *named} if now.cluster.watch else set()
+        news = files - watched
+        watched.clear()
+        watched.update(files)
+        watch.watch(files)
+        if news:
+            in_background(reloader.reload_quietly())
+
     tasks: set[asyncio.Task[None]] = set()
 
     def in_background(work: Coroutine[Any, Any, None]) -> None:
@@ -111,9 +122,8 @@ async def _serve(
             reloader=reloader,
         )
         async with _listening(Api(daemon), run_dir):
-            watch.watch(_watched(file))
-            if file.cluster.watch:
-                in_background(reloader.reload_quietly())  # saved since it was read?
+            reloader.read = look_after
+            look_after(file, ())
             await supervising
     finally:
         # Also when something went wrong halfway: nothing may run without a supervisor.
@@ -159,10 +169,6 @@ async def _start_logs(
 
 def _warn_of_log_writer(pid: int) -> None:
     log.warning("the log writer (pid %d) ended; starting another, no output is lost", pid)
-
-
-def _watched(file: ClusterFile) -> list[Path]:
-    return [file.path, *file.named] if file.cluster.watch else []
 
 
 def _listen_to_signals(reconciler: Reconciler, reload: Callable[[], None]) -> None:

@@ -31,7 +31,7 @@ def planned(
     old: ClusterFile | None,
     new: ClusterFile,
 ) -> PlanView:
-    """What becomes of each slot. ``running`` has what serves there, ``old`` the file of that."""
+    """What becomes of each slot. ``running`` is what was wanted there, ``old`` the file of that."""
     found = differences(old.cluster, new.cluster) if old else []
     waves = {name: i for i, wave in enumerate(start_order(wanted)) for name in wave}
     views = []
@@ -42,6 +42,7 @@ def planned(
         views.append(
             ChangeView(
                 instance=change.slot,
+                service=spec.service,
                 action=change.action.value,
                 reason="; ".join(cause.text for cause in causes) or change.reason,
                 causes=causes,

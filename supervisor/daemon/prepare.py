@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from supervisor.core.instance import InstanceSpec
@@ -58,9 +57,13 @@ class _Ports:
         if findings:
             raise self._file.error(findings)
         # Where a surge finds no port, it is done in place, as if the file said `recreate`.
-        with contextlib.suppress(NoPortLeft):
+        names = roles.without_port_beside(cluster, self._running)
+        for name in sorted(names, key=lambda name: name not in self._running):
             used = {*fixed.values(), *chosen.values()}
-            chosen |= self._assign(roles.without_port_beside(cluster, self._running), used)
+            try:
+                chosen |= self._assign([name], used)
+            except NoPortLeft:
+                break
         return roles.expand(self._file, chosen, environ)
 
     def _taken_by_strangers(self) -> Iterator[tuple[Place, str]]:

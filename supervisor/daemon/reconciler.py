@@ -109,7 +109,23 @@ class Want:
     """Try again what was given up."""
 
 
-Message = InstanceEvent | Want | GoDown
+@dataclass(frozen=True, slots=True)
+class StopSlot:
+    """Whatever runs in this slot, now or after a rollout, is to stop until somebody starts it."""
+
+    slot: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartSlot:
+    """What runs in this slot is to run."""
+
+    slot: str
+    reason: str
+
+
+Message = InstanceEvent | StopSlot | StartSlot | Want | GoDown
 
 
 class Reconciler:
@@ -124,6 +140,8 @@ class Reconciler:
         """Told to stop by a rollout, and forgotten when they have."""
         self._outdated: set[str] = set()
         """Running workers that somebody has asked to restart: their like takes over."""
+        self._held: set[str] = set()
+        """Slots that a person has stopped while nothing but what leaves was in them."""
         self._histories: dict[str, History] = {}
         self._counts: dict[str, tuple[int, int]] = {}
         """Run and epoch of each instance that was forgotten: what is late must stay stale."""
@@ -215,6 +233,12 @@ class Reconciler:
     def deliver(self, instance: str, event: Event) -> None:
         self.post(InstanceEvent(instance, event))
 
+    def slots(self, name: str) -> list[str]:
+        """The slots of that name, or of the service of that name."""
+        if name in self._wanted:
+            return [name]
+        return [slot for slot, spec in self._wanted.items() if spec.service == name]
+
     def start_instances(self, names: Iterable[str], reason: str) -> None:
         for name in names:
             self.deliver(name, StartRequested(reason))
@@ -249,12 +273,15 @@ class Reconciler:
                 self._handle(message)
             except Exception:
                 # A defect in one decision must not end the supervision of all the others.
-                log.exception("cannot handle %r; please report this", message)
+                # Not the message itself: an environment may be in it.
+                log.exception("cannot handle a %s; please report this", type(message).__name__)
 
     def _handle(self, message: Message) -> None:
         match message:
-            case InstanceEvent(_, StartRequested() | RestartRequested()) if self._going_down:
-                log.warning("going down: %r is not heard", message)
+            case InstanceEvent(_, StartRequested() | RestartRequested()) | StartSlot() | Want() if (
+                self._going_down
+            ):
+                log.warning("going down: nothing is started any more")
             case InstanceEvent(instance, StartRequested()) if instance in self._leaving:
                 log.warning("%s is being replaced: it is not started again", instance)
             case InstanceEvent(instance, RestartRequested(reason)):
@@ -263,6 +290,10 @@ class Reconciler:
             case InstanceEvent(instance, event):
                 if instance in self._specs:
                     self._apply(instance, event)
+            case StopSlot(slot, reason):
+                self._stop_slot(slot, reason)
+            case StartSlot(slot, reason):
+                self._start_slot(slot, reason)
             case Want():
                 self._want(message)
             case GoDown(reason):
@@ -276,6 +307,21 @@ class Reconciler:
         for name in self._specs:
             self._apply(name, Hurried() if hurry else StopRequested(reason, drain=False))
 
+    def _stop_slot(self, slot: str, reason: str) -> None:
+        live = self._live(slot)
+        if not live:
+            self._held.add(slot)
+        for name in live:
+            self._apply(name, StopRequested(reason))
+
+    def _start_slot(self, slot: str, reason: str) -> None:
+        self._held.discard(slot)
+        for name in self._live(slot):
+            self._apply(name, StartRequested(reason))
+
+    def _live(self, slot: str) -> list[str]:
+        return [n for n, s in self._specs.items() if s.slot == slot and n not in self._leaving]
+
     def _want(self, wish: Want) -> None:
         self._wanted = dict(wish.specs)
         self._reasons = {**self._reasons, **wish.reasons}
@@ -283,6 +329,9 @@ class Reconciler:
         if wish.retry:
             for slot, history in self._histories.items():
                 self._histories[slot] = replace(history, failure=None)
+            for name, status in list(self._statuses.items()):
+                if status.state is State.FAILED and name not in self._leaving:
+                    self._apply(name, StartRequested("asked to try again"))
 
     def _restart(self, name: str, reason: str) -> None:
         """A running worker is replaced as a change of the file would: it is missed by nobody."""
@@ -305,7 +354,11 @@ class Reconciler:
                 self._specs[spec.name] = spec
                 self._sort()
                 self._tell(spec, "new", reason)
-                self._apply(spec.name, StartRequested(self._with_cause(spec, reason)))
+                if spec.slot in self._held:
+                    self._held.discard(spec.slot)
+                    self._apply(spec.name, StopRequested("asked to stop"))
+                else:
+                    self._apply(spec.name, StartRequested(self._with_cause(spec, reason)))
             case Adjust(spec):
                 before = self._specs[spec.name]
                 self._specs[spec.name] = spec
@@ -345,6 +398,7 @@ class Reconciler:
             self._effects.forget(spec)
         if spec.slot not in self._wanted:
             self._histories.pop(spec.slot, None)
+            self._held.discard(spec.slot)
             self._tell(spec, "removed", "it has ended")
 
     def _whole(self, spec: InstanceSpec) -> InstanceSpec:
@@ -395,12 +449,9 @@ class Reconciler:
         addresses = {
             spec.listen
             for spec, status in self._entries()
-            if spec.listen
-            and status.wanted
-            and status.state is not State.FAILED
-            and status.streak <= ROLLOUT_TRIES
+            if spec.listen and status.wanted and not _keeps_crashing(status)
         }
-        if addresses != self._listening:
+        if addresses or self._listening:
             self._listening = addresses
             with _surviving("the cluster", addresses):
                 self._effects.keep_listening(addresses)
@@ -431,6 +482,8 @@ class Reconciler:
             self._dirty = True
         if after.hopeless != before.hopeless:
             self._dirty = True  # a rollout may have to be given up
+        if after.run != before.run:
+            self._outdated.discard(name)  # it is new now
         if after.timer != before.timer:
             self._set_timer(name, after.timer)
         if isinstance(event, Exited) and after is not before:
@@ -451,7 +504,7 @@ class Reconciler:
             mended = failure is None or failure.launch == spec.launch
             self._histories[spec.slot] = History(self._whole(spec), None if mended else failure)
             self._dirty = True
-        if spec.role is Role.CONTROLLER:
+        if spec.role is Role.CONTROLLER and spec.name not in self._leaving:
             with _surviving(spec.name, "controller_is_new"):
                 self._effects.controller_is_new(spec)
 
@@ -511,6 +564,11 @@ def _surviving(
         log.exception("cannot carry out %r for %s; please report this", what, name)
         if otherwise is not None:
             otherwise(error)
+
+
+def _keeps_crashing(status: Status) -> bool:
+    coming = status.state in (State.BACKOFF, State.STARTING)
+    return status.state is State.FAILED or (coming and status.streak > ROLLOUT_TRIES)
 
 
 def _is_news(before: Status, after: Status) -> bool:

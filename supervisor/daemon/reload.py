@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from supervisor.core.cluster import ClusterState
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State
-from supervisor.core.rollout import serving
 from supervisor.daemon.effects import LocalEffects
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.planning import at_next_up, changes_of, planned
@@ -34,15 +35,17 @@ class Reload:
 
 @dataclass
 class Reloader:
-    """Holds the file that is in force. ``applied`` is told of each new one."""
+    """Holds the file that is in force, and what it wants. ``read`` is told, after each look at the
+    file, of all files that make it up."""
 
     file: ClusterFile
+    wanted: dict[str, InstanceSpec]
     reconciler: Reconciler
     effects: LocalEffects
     journal: Journal
     run_dir: RunDir
     environ: Mapping[str, str]
-    applied: Callable[[ClusterFile], None] = lambda _: None
+    read: Callable[[ClusterFile, Collection[Path]], None] = lambda *_: None
     problems: tuple[Problem, ...] = ()
     """What is wrong with the file as it is now."""
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -55,9 +58,10 @@ class Reloader:
         async with self._lock:
             number = self.journal.number
             try:
-                file, wanted = await asyncio.to_thread(self._prepared, None, self._ports_in_use())
+                file, wanted = await self._prepare(None)
             except SpecError as error:
                 self._tell_problems(error.problems)
+                self.read(self.file, error.named)
                 raise
             self._tell_mended()
             plan = self._planned(file, wanted)
@@ -67,6 +71,8 @@ class Reloader:
 
     async def reload_quietly(self) -> None:
         """The same for a file that was saved, or a signal: nobody waits for the answer."""
+        if self.reconciler.state is ClusterState.STOPPING:
+            return
         try:
             await self.reload()
         except SpecError:
@@ -76,10 +82,24 @@ class Reloader:
 
     async def plan(self, text: str | None = None) -> PlanView:
         """What the file as it is now (or ``text`` in its place) would change. Raises SpecError."""
-        file, wanted = await asyncio.to_thread(self._prepared, text, self._ports_in_use())
+        file, wanted = await self._prepare(text)
         return self._planned(file, wanted)
 
     # ------------------------------------------------------------ steps
+
+    async def _prepare(self, text: str | None) -> tuple[ClusterFile, dict[str, InstanceSpec]]:
+        while True:
+            running = self._ports_in_use()
+            try:
+                return await asyncio.to_thread(self._prepared, text, running)
+            except SpecError:
+                if running == self._ports_in_use():
+                    raise
+                # An instance has just opened its port, and was taken for a stranger.
+            except OSError as error:
+                what = f"cannot be applied now: {error.strerror or error}"
+                where = error.filename or self.file.path
+                raise SpecError([Problem(str(where), 0, 0, "", what)]) from error
 
     def _ports_in_use(self) -> dict[str, int]:
         return {
@@ -98,13 +118,15 @@ class Reloader:
         return file, prepare(file, remembered, self.environ, running=running)
 
     def _planned(self, file: ClusterFile, wanted: Mapping[str, InstanceSpec]) -> PlanView:
-        running = serving(self.reconciler.members)
-        return planned(running, wanted, self.file, file)
+        """Against what is wanted until now, and not what is there: a change that is under way, or
+        was given up, is none."""
+        return planned(self.wanted, wanted, self.file, file)
 
     def _apply(
         self, file: ClusterFile, wanted: dict[str, InstanceSpec], plan: PlanView, *, retry: bool
     ) -> None:
-        old, self.file = self.file, file
+        old, self.file, self.wanted = self.file, file, wanted
+        self.read(file, file.named)
         changes = changes_of(plan)
         if changes:
             what = ", ".join(f"{change.action} {change.instance}" for change in changes)
@@ -125,7 +147,6 @@ class Reloader:
             log.warning("%s", error)  # the next start may give out other ports, no more
         reasons = {change.instance: change.reason for change in changes}
         self.reconciler.post(Want(wanted, reasons, retry))
-        self.applied(file)
 
     def _tell_problems(self, problems: tuple[Problem, ...]) -> None:
         if problems == self.problems:

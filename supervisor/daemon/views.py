@@ -122,6 +122,9 @@ class ChangeView(View):
     """What a start or reload would do to one replica or service."""
 
     instance: str
+    """The replica."""
+    service: str
+    """Its service."""
     action: Literal["keep", "update", "start", "restart", "roll out", "stop"]
     reason: str
     """Why, in words."""

@@ -187,11 +187,18 @@ class _Expansion:
             depends_on=self._needs_controller,
             questions=(Question(Ask.HEALTH),),
             listen=(server.host, server.port),
+            hints={"LLM_SUPERVISOR_MODELS": json.dumps(self._all_models())},
             drain_timeout=server.drain_timeout,
             surge=True,
             beside=second,
             secret_input=secret,
         )
+
+    def _all_models(self) -> list[str]:
+        """So that the API server knows, from its start on, which models are worth waiting for."""
+        workers = self._cluster.workers.items()
+        found = (self._models(name, one)[0] for name, one in workers if one.enabled)
+        return sorted({model for models in found for model in models})
 
     def _web_server(self, server: spec.WebServer) -> InstanceSpec:
         address = _url(server.host, server.port)
@@ -324,6 +331,7 @@ class _Expansion:
         depends_on: tuple[str, ...] = (),
         in_rotation: bool = False,
         multimodal: bool = False,
+        hints: Mapping[str, str] | None = None,
         listen: tuple[str, int] | None = None,
         drain_timeout: float = 0.0,
         surge: bool = False,
@@ -337,6 +345,7 @@ class _Expansion:
         # Without NO_PROXY, which follows the hosts of all workers: one more is no reason to
         # restart the others.
         launch = _digest(launched_as or argv, sorted(variables.items()), cwd, secret_input)
+        variables |= hints or {}
         variables |= _no_proxy({**self._environ, **given}, self._hosts)
         return InstanceSpec(
             name=name,

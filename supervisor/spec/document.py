@@ -60,6 +60,10 @@ class Document:
         """The line of ``path``, or of the nearest place that encloses it; 0 for no place at all."""
         return self._position(path, key=True)[0]
 
+    def position(self, path: Path) -> tuple[int, int]:
+        """Line and column, from 1, of the value at ``path``; (0, 0) if it has no place."""
+        return self._marks.get(path, (0, 0))
+
     def _position(self, path: Path, *, key: bool) -> tuple[int, int]:
         """A worker's option that is not there comes from ``defaults``: it is looked for there."""
         places = [path]

@@ -60,7 +60,8 @@ def load_text(text: str, path: Path, environ: Mapping[str, str]) -> ClusterFile:
         cluster, more = with_named_files(cluster, document, file_base, read_text)
         problems += more
     if problems or cluster is None:
-        raise SpecError(_most_useful(problems, str(path)))
+        named = named_files(cluster, file_base) if cluster is not None else ()
+        raise SpecError(_most_useful(problems, str(path)), named)
     return ClusterFile(path, cluster, document, text)
 
 

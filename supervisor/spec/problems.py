@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
 Path = tuple[str | int, ...]
 """Where a value stands in the file: ``("workers", "vicuna", "gpus", 0)``."""
@@ -25,9 +26,13 @@ class Problem:
 
 
 class SpecError(Exception):
-    """The file is not usable; ``problems`` holds every reason, in the order of the file."""
+    """The file is not usable; ``problems`` holds every reason, in the order of the file.
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    ``named`` are files that it names: mending one of them may be what makes it usable.
+    """
+
+    def __init__(self, problems: Iterable[Problem], named: Iterable[FilePath] = ()) -> None:
+        self.named = tuple(named)
         self.problems = tuple(sorted(set(problems)))
         super().__init__("\n".join(map(str, self.problems)))
 

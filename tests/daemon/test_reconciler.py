@@ -714,7 +714,7 @@ async def test_going_down_in_the_middle_of_a_rollout_leaves_nothing() -> None:
 async def test_a_socket_is_kept_while_somebody_is_about_to_serve_on_it() -> None:
     address = ("127.0.0.1", 8000)
     async with running(CONTROLLER, surging("A", listen=address)) as told:
-        assert told.engine.done.count(f"listen {[address]}") == 1
+        assert f"listen {[address]}" in told.engine.done
         want(told, CONTROLLER, surging("B", listen=address))
         await settled(told)
         assert "listen []" not in told.engine.done

@@ -1,0 +1,47 @@
+"""A cluster file as it may be shown: without what is secret in it. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from supervisor.spec.document import parse
+from supervisor.spec.problems import Path
+
+_MASK = "***"
+_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+"""Names of variables whose values are not for other eyes."""
+
+
+def masked(text: str) -> str:
+    """The text with API keys, and variables that are named like secrets, made unreadable.
+
+    What comes from ``${VARIABLES}`` is not in the text in the first place.
+    """
+    document = parse(text, "", {})
+    lines = text.split("\n")
+    for path, value in _secrets(document.values, ()):
+        line, column = document.position(path)
+        if 0 < line <= len(lines):
+            here = lines[line - 1]
+            after = here[column - 1 :].replace(value, _MASK, 1)
+            lines[line - 1] = here[: column - 1] + after
+    return "\n".join(lines)
+
+
+def _secrets(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """Places and texts of all that is secret, those further right in a line first."""
+    if isinstance(value, dict):
+        for key in reversed(value):
+            yield from _secrets(value[key], (*path, key))
+    elif isinstance(value, list):
+        for i in reversed(range(len(value))):
+            yield from _secrets(value[i], (*path, i))
+    elif isinstance(value, str) and value and _is_secret(path):
+        yield path, value
+
+
+def _is_secret(path: Path) -> bool:
+    in_env = len(path) > 1 and path[-2] == "env"
+    return "api_keys" in path or (in_env and bool(_SECRET.search(str(path[-1]))))
