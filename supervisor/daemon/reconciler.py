@@ -504,7 +504,8 @@ class Reconciler:
             mended = failure is None or failure.launch == spec.launch
             self._histories[spec.slot] = History(self._whole(spec), None if mended else failure)
             self._dirty = True
-        if spec.role is Role.CONTROLLER and spec.name not in self._leaving:
+        stays = spec.slot in self._wanted and spec.name not in self._leaving
+        if spec.role is Role.CONTROLLER and stays:
             with _surviving(spec.name, "controller_is_new"):
                 self._effects.controller_is_new(spec)
 

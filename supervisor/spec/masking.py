@@ -38,8 +38,8 @@ def _secrets(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
     elif isinstance(value, list):
         for i in reversed(range(len(value))):
             yield from _secrets(value[i], (*path, i))
-    elif isinstance(value, str) and value and _is_secret(path):
-        yield path, value
+    elif isinstance(value, str | int | float) and value != "" and _is_secret(path):
+        yield path, str(value)
 
 
 def _is_secret(path: Path) -> bool:

@@ -31,7 +31,14 @@ from supervisor.core.lifecycle import (
     State,
 )
 from supervisor.daemon.journal import Journal
-from supervisor.daemon.reconciler import GoDown, InstanceEvent, Reconciler, Want
+from supervisor.daemon.reconciler import (
+    GoDown,
+    InstanceEvent,
+    Reconciler,
+    StartSlot,
+    StopSlot,
+    Want,
+)
 
 CONTROLLER = instance("controller")
 FIRST = worker("vicuna-0")
@@ -686,6 +693,79 @@ async def test_what_leaves_is_not_started_again_by_a_person() -> None:
         told.engine.release("drained owl-0")
         await settled(told)
         assert list(told.reconciler.specs) == ["controller", "owl-0.b"]
+
+
+def in_place(launch: str) -> InstanceSpec:
+    """A worker whose successor takes its place."""
+    return worker("owl-0", launch=launch, drain_timeout=300.0)
+
+
+@story
+async def test_a_stop_in_the_gap_between_two_versions_lasts() -> None:
+    async with running(CONTROLLER, in_place("A")) as told:
+        told.engine.hold("drained owl-0")
+        want(told, CONTROLLER, in_place("B"))
+        await told.reconciler.until(lambda: told.reconciler.is_leaving("owl-0"))
+        told.reconciler.post(StopSlot("owl-0", "asked to stop"))
+        told.engine.release("drained owl-0")
+        await settled(told)
+        assert told.reconciler.specs["owl-0"].launch == "B"
+        assert told.order("spawn").count("owl-0") == 1
+        told.reconciler.post(StartSlot("owl-0", "asked to start"))
+        await told.until(owl_0=State.READY)
+
+
+@story
+async def test_a_stop_in_the_middle_of_a_surge_stops_both() -> None:
+    async with running(CONTROLLER, surging("A")) as told:
+        told.engine.hold("entered owl-0.b")
+        want(told, CONTROLLER, surging("B"))
+        await told.reconciler.until(lambda: "owl-0.b" in told.engine.runs)
+        told.reconciler.post(StopSlot("owl-0", "asked to stop"))
+        await told.reconciler.until(
+            lambda: all(
+                status.state is State.STOPPED
+                for name, status in told.reconciler.statuses.items()
+                if name != "controller"
+            )
+        )
+
+
+@story
+async def test_try_again_also_starts_what_has_failed_at_its_first_start() -> None:
+    async with running(CONTROLLER) as told:
+        told.engine.missing.add("owl-0")
+        want(told, CONTROLLER, in_place("A"))
+        await told.until(controller=State.READY)
+        await told.reconciler.until(lambda: State.FAILED in told.states())
+        told.engine.missing.clear()
+        want(told, CONTROLLER, in_place("A"), retry=True)
+        await told.until(owl_0=State.READY)
+
+
+@story
+async def test_what_has_restarted_by_itself_is_not_restarted_once_more() -> None:
+    """It waited for its turn in a restart of all, and crashed meanwhile."""
+    async with running() as told:
+        told.engine.hold("exit vicuna-0")
+        told.reconciler.restart_instances(["vicuna-0", "vicuna-1"], "asked to restart")
+        await told.until(vicuna_0=State.STOPPING)
+        told.reconciler.deliver("vicuna-1", Exited(told.engine.runs["vicuna-1"], 1, None))
+        told.engine.release("exit vicuna-0")
+        await settled(told)
+        assert told.order("spawn").count("vicuna-1") == 2
+
+
+@story
+async def test_a_controller_that_leaves_does_not_call_the_workers_back() -> None:
+    leaves = replace(CONTROLLER, name="old", service="old", slot="old")
+    async with running(leaves, up=False) as told:
+        told.engine.hold("answer old")
+        await told.reconciler.until(lambda: "old" in told.engine.runs)
+        want(told)
+        told.engine.release("answer old")
+        await settled(told)
+        assert "put all back into controller" not in told.engine.done
 
 
 @story
