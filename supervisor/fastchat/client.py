@@ -5,6 +5,7 @@ None of its services has authentication. A worker answers HTTP 200 with ``error_
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,16 @@ Fault = (aiohttp.ClientError, TimeoutError, OSError)
 """What talking to a service that is not well can raise."""
 
 
-Absent = aiohttp.ClientConnectorError
-"""Nobody listens there."""
+def is_absence(fault: Exception) -> bool:
+    """Whether it means that nobody listens there.
+
+    Only a refused connection does: one that fails otherwise may be our own lack of descriptors, or
+    a network that is away for a moment.
+    """
+    cause = getattr(fault, "os_error", None)
+    return isinstance(fault, aiohttp.ClientConnectorError) and (
+        getattr(cause, "errno", None) == errno.ECONNREFUSED
+    )
 
 
 class Refused(Exception):

@@ -6,7 +6,7 @@ import asyncio
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.fastchat.asking import queue_length
-from supervisor.fastchat.client import Absent, Client, Fault, Refused
+from supervisor.fastchat.client import Client, Fault, Refused, is_absence
 from supervisor.fastchat.rotation import Rotation
 
 _INTERVAL = 0.1
@@ -22,7 +22,8 @@ async def drained(client: Client, rotation: Rotation, spec: InstanceSpec) -> Non
     """Return when the worker has no request and gets none, or is gone.
 
     FastChat counts a request in ``queue_length`` until the last byte of its stream has been sent
-    (serve/base_model_worker.py, ``get_queue_length``). One that does not answer is busy.
+    (serve/base_model_worker.py, ``get_queue_length``). One that does not answer or does not
+    tell is busy; ``drain_timeout`` bounds that.
     """
     assert spec.address is not None
     try:
@@ -34,9 +35,11 @@ async def drained(client: Client, rotation: Rotation, spec: InstanceSpec) -> Non
     while quiet < _QUIET:
         try:
             length = queue_length(await client.worker_status(spec.address, _TIMEOUT))
-            quiet = 0 if length else quiet + 1
-        except Absent:
-            return
-        except (*Fault, Refused):
+            quiet = quiet + 1 if length == 0 else 0
+        except Fault as fault:
+            if is_absence(fault):
+                return
+            quiet = 0
+        except Refused:
             quiet = 0
         await asyncio.sleep(_INTERVAL)

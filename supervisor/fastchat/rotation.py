@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from supervisor.core.instance import InstanceSpec
-from supervisor.fastchat.client import Absent, Client, Fault, Refused
+from supervisor.fastchat.client import Client, Fault, Refused, is_absence
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +115,9 @@ class Rotation:
             try:
                 await self._try(worker)
                 continue
-            except Absent:
-                if worker.spec is None:
+            except Fault as fault:
+                if worker.spec is None and is_absence(fault):
                     return  # a controller that is not there gives nobody requests
-            except Fault:
-                pass
             except Refused as refused:
                 if said != str(refused):  # once, not five times a second
                     log.warning("the controller refuses %s: %s", worker.address, refused)

@@ -26,9 +26,11 @@ class Listeners:
     def open(self, address: Address) -> int:
         """The descriptor of the socket for ``address``, the same one until it is dropped.
 
-        Raises PortTaken.
+        It takes the place of another one with this port, such as that of 127.0.0.1 where 0.0.0.0
+        is wanted now. Raises PortTaken, also as long as a process has its copy of that other one.
         """
         if address not in self._sockets:
+            self.keep([other for other in self._sockets if other[1] != address[1]])
             self._sockets[address] = _listen(address)
         return self._sockets[address].fileno()
 

@@ -47,14 +47,25 @@ def _holder(port: int) -> str:
 
 def _describe(pid: int) -> str:
     mark = tree.mark_of(pid)
-    if mark is not None:
+    name = mark.rpartition("/")[2] if mark else _name(pid)
+    if pid == os.getpid() or pid in tree.descendants(os.getpid()):
+        if pid == os.getpid():
+            name = "a listening socket"  # one that we hold for an instance
+        return (
+            f"{name} of this cluster (pid {pid}), which is about to end or to be replaced; "
+            "try again in a moment"
+        )
+    if mark:
         # Its supervisor may be well, or have been killed; from here the two look the same.
         return (
-            f"{mark.rpartition('/')[2]} of another cluster (pid {pid}); stop that cluster, or, "
+            f"{name} of another cluster (pid {pid}); stop that cluster, or, "
             f"if its supervisor is gone, end it with `kill {pid}`"
         )
-    try:
-        name = psutil.Process(pid).name()
-    except psutil.Error:
-        name = "a process"
     return f"{name} (pid {pid}); stop it or choose another port"
+
+
+def _name(pid: int) -> str:
+    try:
+        return psutil.Process(pid).name()
+    except psutil.Error:
+        return "a process"

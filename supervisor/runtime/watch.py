@@ -36,10 +36,15 @@ _GATHER_MS = 50
 _QUIET_S = 0.02
 """A file is settled when it did not change for so long. Not less than the clock of a file system
 ticks (10 ms): within one tick a file can change twice and look the same."""
+_UNSURE_QUIET_S = 0.2
+"""The same where we are not told who has the file open: a pause of its writer is no end."""
 _BUSY_S = 1.0
 """A file that never comes to rest is reported this often."""
-_WRITER_S = 2.0
-"""How long we wait for those who have a changed file open for writing."""
+_WRITER_S = 60.0
+"""How long we wait for those who have a changed file open for writing: some editors never close
+it, but what others have written so far may be half of it."""
+_WRITER_WARNING_S = 5.0
+"""After so long we say whom we wait for."""
 _LOOK_S = 5.0
 """We look this often without any event: network file systems send none for what others write, and
 nobody tells us that a folder further up was renamed (see `_on_the_way`)."""
@@ -161,20 +166,34 @@ class FileWatch:
     def _look(self, files: Collection[Path]) -> None:
         """Report what has changed, when it has settled."""
         reported = self._reported
-        began = time.monotonic()
+        began = quiet_since = time.monotonic()
+        warned = False
         now = _signatures(files)
         while any(now[path] != reported.get(path) for path in files):
             if self._wake.wait(_QUIET_S):
                 return  # We come back at once, and see it again.
             before, now = now, _signatures(files)
-            waited = time.monotonic() - began
             # After looking: who writes between the two is seen here or sends another event.
-            written = any(now[path] != reported.get(path) and _is_written(path) for path in files)
-            settled = now == before or waited >= _BUSY_S
+            answers = {path: _is_written(path) for path in files if now[path] != reported.get(path)}
+            written = [path for path, answer in answers.items() if answer]
+            moment = time.monotonic()
+            waited = moment - began
+            if now != before:
+                quiet_since = moment
+            unsure = None in answers.values() and moment - quiet_since < _UNSURE_QUIET_S
+            settled = (now == before and not unsure) or waited >= _BUSY_S
             if waited >= _WRITER_S or (settled and not written):
                 with contextlib.suppress(RuntimeError):  # The loop has ended without close().
                     self._loop.call_soon_threadsafe(self._report, now)
                 return
+            if written and waited >= _WRITER_WARNING_S and not warned:
+                warned = True
+                log.warning(
+                    "%s is open for writing by another process; it is read when that closes it, "
+                    "after %g s at the latest",
+                    _listed(written),
+                    _WRITER_S,
+                )
 
 
 def _signatures(paths: Iterable[Path]) -> Signatures:
@@ -195,8 +214,10 @@ def _signature(path: Path) -> Signature:
     return (*same, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _is_written(path: Path) -> bool:
-    """Whether somebody has the file open for writing. No, if we are not allowed to know.
+def _is_written(path: Path) -> bool | None:
+    """Whether somebody has the file open for writing; None if we are not told.
+
+    We are not where the file belongs to another user, nor by file systems that know no leases.
 
     The kernel grants a read lease only while nobody does. It is given back at once: who opens the
     file for writing meanwhile has to wait, and the holder gets a signal, which would be SIGIO and
@@ -213,7 +234,7 @@ def _is_written(path: Path) -> bool:
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
-        return error.errno == errno.EAGAIN
+        return True if error.errno == errno.EAGAIN else None
     finally:
         os.close(file)
     return False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 
 import aiohttp
+import pytest
 from aiohttp import web
 from harness import DEADLINE
 from instances import worker
@@ -55,6 +57,38 @@ def test_it_is_empty_after_some_answers_in_a_row_without_a_request():
 def test_one_that_does_not_answer_is_busy():
     asked = play([0, 0, Exception, 0], draining.drained)
     assert asked == [0, 0, Exception, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("odd", [None, "x", -1, 0.0, True, []])
+def test_one_that_does_not_tell_is_busy(odd):
+    assert play([0, odd, 0, odd, 0], draining.drained) == [0, odd, 0, odd, 0, 0, 0, 0, 0]
+
+
+def test_one_that_we_have_no_descriptors_to_ask_is_busy(monkeypatch):
+    tried = asyncio.Event()
+    ask = Client.worker_status
+
+    async def asking(*args):
+        try:
+            return await ask(*args)
+        finally:
+            tried.set()
+
+    monkeypatch.setattr(Client, "worker_status", asking)
+
+    async def without_descriptors(client, rotation, spec):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            drained = asyncio.create_task(draining.drained(client, rotation, spec))
+            for _ in range(3):
+                await tried.wait()
+                tried.clear()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await drained
+
+    assert play([0], without_descriptors) == [0] * 5
 
 
 def test_one_that_is_gone_has_no_requests():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -287,6 +288,42 @@ def test_a_defect_does_not_end_the_way_of_a_worker_into_rotation(caplog):
     told = [record.getMessage() for record in caplog.records if record.exc_info]
     assert len(told) == 2
     assert "cannot settle" in told[0]
+
+
+class _Unreachable:
+    """A client to a controller that cannot be reached to say that a worker leaves, three times."""
+
+    def __init__(self, error):
+        self.error = aiohttp.ClientConnectorError(None, OSError(error, os.strerror(error)))
+        self.tries = 0
+
+    async def register(self, *_, **__):
+        pass
+
+    async def deregister(self, *_):
+        self.tries += 1
+        if self.tries <= 3:
+            raise self.error
+        return True
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(errno.ECONNREFUSED, 1), (errno.EMFILE, 4), (errno.EHOSTUNREACH, 4)]
+)
+def test_only_a_controller_that_is_not_there_is_not_told_that_a_worker_leaves(error, tries):
+    async def main():
+        client = _Unreachable(error)
+        rotation = Rotation(client, "http://127.0.0.1:1", expires=False)
+        entered = asyncio.Event()
+        rotation.enter(WORKER, entered.set)
+        async with asyncio.timeout(DEADLINE):
+            await entered.wait()
+            rotation.leave(WORKER)
+            await rotation.until_out(WORKER)
+        await rotation.close()
+        return client.tries
+
+    assert asyncio.run(main()) == tries
 
 
 def test_a_client_says_that_an_answer_was_no_json():

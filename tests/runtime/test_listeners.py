@@ -39,6 +39,25 @@ def test_what_nobody_serves_any_more_is_refused(listeners):
         connect(port)
 
 
+def test_an_address_takes_the_place_of_another_one_with_its_port(listeners):
+    """A host that is edited: nobody can listen at 0.0.0.0 while somebody does at 127.0.0.1."""
+    port, other = free_ports(2)
+    kept = listeners.open(("127.0.0.1", other))
+    listeners.open(("127.0.0.1", port))
+    for host in ("0.0.0.0", "127.0.0.1"):
+        with socket.socket(fileno=socket.dup(listeners.open((host, port)))) as now:
+            assert now.getsockname() == (host, port)
+    assert listeners.open(("127.0.0.1", other)) == kept
+
+
+def test_as_long_as_a_process_has_the_other_one_the_port_is_taken(listeners):
+    (port,) = free_ports(1)
+    copy = socket.dup(listeners.open(("127.0.0.1", port)))
+    with socket.socket(fileno=copy), pytest.raises(PortTaken, match="try again in a moment"):
+        listeners.open(("0.0.0.0", port))
+    listeners.open(("0.0.0.0", port))
+
+
 def test_a_port_that_another_process_has_is_told_with_its_name(listeners):
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import logging
 import os
 import resource
@@ -424,11 +426,11 @@ def test_a_pipe_in_the_place_of_the_file_is_not_opened(tmp_path: Path):
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def written(monkeypatch: pytest.MonkeyPatch) -> list[bool | None]:
     """The answers to whether somebody has a changed file open for writing."""
     ask, answers = watch._is_written, []
 
-    def asked(path: Path) -> bool:
+    def asked(path: Path) -> bool | None:
         answers.append(ask(path))
         return answers[-1]
 
@@ -437,7 +439,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def test_a_slow_writer_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[bool]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[bool | None]
 ):
     monkeypatch.setattr(watch, "_WRITER_S", 3600.0)
     file = tmp_path / "c.yaml"
@@ -460,8 +462,64 @@ def test_a_slow_writer_is_waited_for(
     asyncio.run(main())
 
 
+def test_half_a_file_is_waited_for_and_its_writer_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, looks: Any
+):
+    """However long it stays as it is, and also when that no longer counts as coming to rest."""
+    monkeypatch.setattr(watch, "_BUSY_S", 0.0)
+    monkeypatch.setattr(watch, "_WRITER_WARNING_S", 0.1)
+    file = tmp_path / "c.yaml"
+    file.write_text("0")
+
+    async def main() -> None:
+        async with watching(file) as seen:
+            with file.open("w") as writer:
+                writer.write("one half,")
+                writer.flush()
+                await eventually(lambda: caplog.records)
+                await looks(5)
+                assert not seen.calls
+                writer.write(" the other")
+            await seen.call(1)
+            assert seen.contents == ["one half, the other"]
+
+    asyncio.run(main())
+    (warning,) = caplog.records
+    assert warning.getMessage() == (
+        f"{file} is open for writing by another process; it is read when that closes it, "
+        "after 60 s at the latest"
+    )
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EINVAL])
+def test_where_no_lease_is_to_be_had_a_file_has_to_be_quiet_for_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: Any, error: int
+):
+    """It belongs to another user, or its file system knows no leases."""
+
+    def refused(file: int, command: int, argument: int) -> None:
+        if command == fcntl.F_SETLEASE:
+            raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(watch.fcntl, "fcntl", refused)
+    monkeypatch.setattr(watch, "_UNSURE_QUIET_S", 3600.0)
+    monkeypatch.setattr(watch, "_BUSY_S", 3600.0)
+    file = tmp_path / "c.yaml"
+    file.write_text("0")
+
+    async def main() -> None:
+        async with watching(file) as seen:
+            save(file, "1")
+            await looks(5)
+            assert not seen.calls
+            monkeypatch.setattr(watch, "_UNSURE_QUIET_S", 0.1)
+            await seen.content("1")
+
+    asyncio.run(main())
+
+
 def test_a_writer_is_not_waited_for_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[bool]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[bool | None]
 ):
     monkeypatch.setattr(watch, "_WRITER_S", 0.2)
     file = tmp_path / "c.yaml"

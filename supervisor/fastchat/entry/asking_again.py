@@ -6,6 +6,9 @@ answers a plain 500. No upstream issue is known.
 
 LLM_SUPERVISOR_RETRY_SECONDS (10) is how long one question to the controller or a worker is asked
 again, counted from its first failure; with 0 it is asked once.
+
+LLM_SUPERVISOR_MODELS is a JSON list of models that count as seen when this process starts: while a
+cluster changes, a new API server may be up before a model that is served anew.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ NOT_CONNECTED = (
 def mend(module):
     """Let `module`, FastChat's API server, ask again, and say what is wrong when that is no use."""
     asker = Asker(module, read_retry_seconds())
+    asker.saw(*read_expected_models())
     module.fetch_remote = asker.fetch_remote
     module.get_worker_address = asker.get_worker_address
     module.check_model = asker.check_model
@@ -55,6 +59,17 @@ def read_retry_seconds():
     if not seconds >= 0:
         sys.exit(f"LLM_SUPERVISOR_RETRY_SECONDS is {given!r}: want seconds, for example 10, or 0")
     return seconds
+
+
+def read_expected_models():
+    """The models from the environment; none where it has no list of names."""
+    try:
+        models = json.loads(os.environ.get("LLM_SUPERVISOR_MODELS", "[]"))
+    except ValueError:
+        return []
+    if not isinstance(models, list):
+        return []
+    return [model for model in models if isinstance(model, str)]
 
 
 class Missed(Exception):

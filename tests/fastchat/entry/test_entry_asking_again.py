@@ -37,13 +37,18 @@ def impatient(start):
 
 
 class Cluster:
-    def __init__(self, start, env):
+    def __init__(self, start, env, controller=None):
         self.start = start
-        self.controller = start("controller")
+        self.env = env
+        self.controller = controller or start("controller")
         flags = ("--controller-address", self.controller.url)
         self.server = start("openai_api_server", *flags, env=env)
         self.controller.wait_until_served("GET", "/test_connection")
         self.server.wait_until_served("GET", "/health")
+
+    def beside(self, env):
+        """Another API server for this controller."""
+        return Cluster(self.start, self.env | env, self.controller)
 
     def restart_controller(self):
         self.controller = self.start("controller", port=self.controller.port)
@@ -221,6 +226,27 @@ def test_a_model_that_nobody_has_seen_is_refused_at_once(cluster):
     assert "never-seen" in refusal.json()["message"]
     tokens = {"prompts": [{"model": "never-seen", "prompt": "Hello", "max_tokens": 1}]}
     assert_503(httpx.post(cluster.server.url + "/api/v1/token_check", json=tokens), 50005)
+
+
+def test_a_new_server_waits_for_a_model_of_the_cluster_file(
+    cluster, model, fake_worker, register_worker, in_background
+):
+    """It has seen no model yet, and this one is just being started anew."""
+    new = cluster.beside({"LLM_SUPERVISOR_MODELS": json.dumps([model, "another"])})
+    answer = in_background(new.chat, model)
+    new.server.wait_until_logged(f"No worker serves {model!r}")
+
+    assert new.chat("never-seen").status_code == 400
+    assert not answer.done()
+    register_worker(cluster.controller, fake_worker().url, model)
+    assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize("models", ["no JSON", '{"model": 1}', "[5, null, []]"])
+def test_a_list_of_models_that_is_none_does_no_harm(cluster, models):
+    new = cluster.beside({"LLM_SUPERVISOR_MODELS": models})
+
+    assert new.chat("model").status_code == 400
 
 
 def assert_503(answer, code):
