@@ -340,8 +340,12 @@ def _stop_requested(status: Status, event: StopRequested, at: _Moment) -> Step:
                 reason=event.reason,
                 stop_reason=event.reason,
             )
-            drains_on = event.drain or status.stage is not Stage.DRAIN
-            return (told, ()) if drains_on else _terminate(replace(told, drain=False), at)
+            if event.drain:
+                return told, ()
+            told = replace(told, drain=False)
+            if status.stage is Stage.DRAIN:
+                return _terminate(told, at)
+            return (_hastened(told, at) if status.stage is Stage.TERM else told), ()
         case State.STARTING | State.READY | State.UNREADY:
             # It stops on DependentsStopped, which follows at once if nothing depends on it.
             return replace(status, wanted=False, stop_reason=event.reason, drain=event.drain), ()
@@ -680,6 +684,13 @@ def _terminate(status: Status, at: _Moment) -> Step:
         # A server of its own drains on SIGTERM: it accepts nobody, and goes on with its streams.
         grace = max(grace, at.spec.drain_timeout)
     return _with_timer(status, grace, at), effects
+
+
+def _hastened(status: Status, at: _Moment) -> Status:
+    """It has been asked to stop, and had time for its requests: now only its grace is left."""
+    assert status.timer is not None
+    sooner = status.timer.at > at.now + at.spec.stop_grace
+    return _with_timer(status, at.spec.stop_grace, at) if sooner else status
 
 
 def _escalate(status: Status, at: _Moment, interrupt_grace: float = INTERRUPT_GRACE) -> Step:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import RUNNING, State, Status
@@ -10,9 +10,12 @@ from supervisor.core.lifecycle import RUNNING, State, Status
 Entry = tuple[InstanceSpec, Status]
 
 
-def startable(entries: Sequence[Entry]) -> Iterator[str]:
-    """Instances that wait for nothing any more: every service they depend on is ready."""
-    unready = _unready(entries)
+def startable(entries: Sequence[Entry], expected: Collection[str] = ()) -> Iterator[str]:
+    """Instances that wait for nothing any more: every service they depend on is ready.
+
+    Services that are ``expected`` are waited for even while they have no instance at all.
+    """
+    unready = _unready(entries, expected)
     for spec, status in entries:
         waits = status.wanted and status.state is State.STOPPED
         if waits and not any(name in unready for name in spec.depends_on):
@@ -30,9 +33,11 @@ def stoppable(entries: Sequence[Entry]) -> Iterator[str]:
             yield spec.name
 
 
-def waiting_for(spec: InstanceSpec, entries: Sequence[Entry]) -> list[str]:
+def waiting_for(
+    spec: InstanceSpec, entries: Sequence[Entry], expected: Collection[str] = ()
+) -> list[str]:
     """Services that ``spec`` depends on and that are not ready."""
-    unready = _unready(entries)
+    unready = _unready(entries, expected)
     return [name for name in spec.depends_on if name in unready]
 
 
@@ -77,14 +82,14 @@ def _given_up(status: Status) -> bool:
     return not status.wanted or status.state is State.FAILED
 
 
-def _unready(entries: Sequence[Entry]) -> set[str]:
+def _unready(entries: Sequence[Entry], expected: Collection[str] = ()) -> set[str]:
     """Services to wait for: none of their instances is ready, or one is still on its way.
 
     A replica that was stopped on purpose, or has failed for good, holds nobody up while another
     one serves.
     """
     ready = {spec.service for spec, status in entries if status.state is State.READY}
-    unready = set()
+    unready = set(expected).difference(spec.service for spec, _ in entries)
     for spec, status in entries:
         spared = _given_up(status) and spec.service in ready
         if status.state is not State.READY and not spared:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from supervisor.core.instance import InstanceSpec
+from supervisor.core.instance import InstanceSpec, Role
 from supervisor.core.lifecycle import State, Status
 from supervisor.core.plan import candidates, form_of
 
@@ -22,6 +22,8 @@ _BACK = "started again as it was, since the new one cannot be started"
 
 _SERVING = frozenset({State.READY, State.UNREADY})
 _WITHOUT_PROCESS = frozenset({State.STOPPED, State.BACKOFF, State.FAILED})
+_CLIENTS = frozenset({Role.API_SERVER, Role.WEB_SERVER})
+"""Who asks the controller, at the address that it was started with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +129,23 @@ def next_steps(
 ) -> list[Step]:
     """All that can be done now. Nothing to do is an empty list, and doing it leads nearer there."""
     slots = _slots(wanted, members, histories)
+    places = _Places(slots, members)
     steps: list[Step] = [Forget(one.name) for one in members if _is_gone(one)]
     for member in members:
         if member.leaving and member.status.wanted and not _is_gone(member):
             steps.append(Retire(member.name, "its successor has taken over"))
         elif member.spec.slot not in wanted and not member.leaving:
             steps.append(Retire(member.name, "it is no longer in the file"))
+        elif member.spec.slot not in places.targets and not member.leaving and member.status.wanted:
+            steps.append(Retire(member.name, "what ran before needs its GPU again"))
     services: dict[str, list[_Slot]] = {}
     for slot in slots:
         services.setdefault(slot.target.service, []).append(slot)
     for group in services.values():
-        steps += _of_service(group)
-    return list(_without_collisions(steps, members))
+        steps += _of_service(group, places)
+    needed = _needed_controllers(slots, members)
+    steps = [one for one in steps if not isinstance(one, Retire) or one.instance not in needed]
+    return list(_without_collisions(steps, places))
 
 
 def serving(members: Iterable[Member]) -> dict[str, InstanceSpec]:
@@ -163,27 +170,44 @@ def progress(
     members: Sequence[Member],
     histories: Mapping[str, History],
     services: Collection[str] = (),
+    blocked: Mapping[str, Sequence[str]] | None = None,
 ) -> Progress:
-    """What is not in service yet, and what of these services (all, if none is named) cannot be."""
-    under_way = [f"{one.name} finishes its requests and stops" for one in members if one.leaving]
+    """What of these services (all, if none is named) is not in service yet, and what cannot be.
+
+    ``blocked`` is who waits in vain, and for whom: see ``order.blocked``.
+    """
+    blocked = blocked or {}
+
+    def concerns(spec: InstanceSpec) -> bool:
+        return not services or spec.service in services
+
+    leaving = (one for one in members if one.leaving and concerns(one.spec))
+    under_way = [f"{one.name} finishes its requests and stops" for one in leaving]
     failed = []
     for slot in _slots(wanted, members, histories):
-        concerned = not services or slot.target.service in services
-        if slot.failure is not None and concerned:
+        if not concerns(slot.target):
+            continue
+        if slot.failure is not None:
             failed.append(_failure_sentence(slot))
         for member in slot.live:
             if member.stopped_on_purpose:
                 continue
             if slot.form_of(member) is None:
                 under_way.append(f"{member.name} is to be replaced")
+            elif member.name in blocked:
+                failed.append(_blocked_sentence(member.name, blocked[member.name]))
             elif slot.failure is None and _cannot_start(member.status):
-                if concerned:
-                    failed.append(f"{member.name} cannot be started: {_why(member.status)}")
+                failed.append(f"{member.name} cannot be started: {_why(member.status)}")
             elif member.state is not State.READY:
                 under_way.append(f"{member.name} is {member.state}")
         if not slot.live:
             under_way.append(f"{slot.target.name} is to be started")
     return Progress(under_way, failed)
+
+
+def _blocked_sentence(name: str, others: Sequence[str]) -> str:
+    come = "does not come by itself" if len(others) == 1 else "do not come by themselves"
+    return f"{name} waits for {', '.join(others)}, which {come}"
 
 
 def _failure_sentence(slot: _Slot) -> str:
@@ -240,27 +264,37 @@ class _Slot:
         forms = candidates(self.target) if self.target.surge else [self.target]
         return next((form for form in forms if form.name not in taken), None)
 
+    def beside(self, base: Member) -> InstanceSpec | None:
+        """A form of the target that can run while ``base`` does."""
+        form = self.free() if self.target.surge else None
+        return None if form is None or _wants_port_of(form, base) else form
+
 
 def _slots(
     wanted: Mapping[str, InstanceSpec],
     members: Sequence[Member],
     histories: Mapping[str, History],
 ) -> list[_Slot]:
-    forms = [form for target in wanted.values() for form in candidates(target)]
-    owners = {form.port: form.slot for form in forms if form.port is not None}
     known = {slot: histories.get(slot, History()) for slot in wanted}
-    known = {slot: _usable(history, slot, owners) for slot, history in known.items()}
+    known = {slot: _usable(history, wanted[slot], wanted, known) for slot, history in known.items()}
     failures = {slot: _failure(target, known[slot]) for slot, target in wanted.items()}
     stuck = {wanted[slot].service for slot, failure in failures.items() if failure is not None}
     by_slot: dict[str, list[Member]] = {}
     for member in members:
         by_slot.setdefault(member.spec.slot, []).append(member)
-    found = []
+    aims: dict[str, InstanceSpec] = {}
+    retaken: dict[str, set[str]] = {name: set() for name in stuck}
     for slot, target in wanted.items():
         good = known[slot].good
-        aim = target
+        aims[slot] = target
         if target.service in stuck and good is not None and form_of(good, target) is None:
-            aim = replace(good, max_unavailable=target.max_unavailable)
+            aims[slot] = replace(good, max_unavailable=target.max_unavailable)
+            retaken[target.service] |= set(good.gpus) - set(target.gpus)
+    found = []
+    for slot, target in wanted.items():
+        aim, good = aims[slot], known[slot].good
+        if good is None and retaken.get(target.service, set()) & set(target.gpus):
+            continue  # a new replica, on a GPU that what ran before needs again
         here = by_slot.get(slot, [])
         found.append(
             _Slot(
@@ -276,11 +310,28 @@ def _slots(
     return found
 
 
-def _usable(history: History, slot: str, owners: Mapping[int, str]) -> History:
-    """Nobody can go back to a port that the file gives to another."""
-    port = history.good.port if history.good else None
-    lost = port is not None and owners.get(port, slot) != slot
-    return replace(history, good=None) if lost else history
+def _usable(
+    history: History,
+    target: InstanceSpec,
+    wanted: Mapping[str, InstanceSpec],
+    known: Mapping[str, History],
+) -> History:
+    """Nobody can go back to a port that the file gives to another, nor to a GPU; but replicas of
+    its own that have never been ready on theirs make room for it."""
+    good = history.good
+    if good is None:
+        return history
+    gpus = set(good.gpus) - set(target.gpus)
+    for slot, other in wanted.items():
+        if slot == target.slot:
+            continue
+        ports = {form.port for form in candidates(other)}
+        makes_room = other.service == target.service and known[slot].good is None
+        if (good.port is not None and good.port in ports) or (
+            not makes_room and gpus & set(other.gpus)
+        ):
+            return replace(history, good=None)
+    return history
 
 
 def _failure(target: InstanceSpec, history: History) -> Failure | None:
@@ -290,7 +341,7 @@ def _failure(target: InstanceSpec, history: History) -> Failure | None:
     return history.failure if history.failure.launch == target.launch else None
 
 
-def _of_service(slots: Sequence[_Slot]) -> Iterator[Step]:
+def _of_service(slots: Sequence[_Slot], places: _Places) -> Iterator[Step]:
     replaceable: list[tuple[_Slot, Member]] = []
     returning: list[_Slot] = []
     for slot in slots:
@@ -312,7 +363,7 @@ def _of_service(slots: Sequence[_Slot]) -> Iterator[Step]:
                 replaceable.append((slot, base))
             elif base.state is State.STARTING:  # it serves nobody yet
                 yield Retire(base.name, "its successor starts instead")
-    yield from _take_turns(slots, returning, replaceable)
+    yield from _take_turns(slots, returning, replaceable, places)
 
 
 def _fill(slot: _Slot) -> Iterator[Step]:
@@ -355,11 +406,15 @@ def _take_turns(
     slots: Sequence[_Slot],
     returning: Sequence[_Slot],
     replaceable: Sequence[tuple[_Slot, Member]],
+    places: _Places,
 ) -> Iterator[Step]:
     """Replace serving instances: as few at a time as their service asks for."""
     failed = any(slot.failure for slot in slots)
     crowded = any(slot.is_crowded for slot in slots)
-    missing = sum(slot.is_missing for slot in slots)
+    missing = {slot.target.slot for slot in slots if slot.is_missing}
+    waiting = {slot.target.slot for slot in slots if not slot.live} & set(places.waits)
+    awaited = {other for slot in waiting for other in places.awaited_by(slot)}
+    taken = 0
     for slot in returning:
         # What a recreated one holds (a GPU's memory) may not be there twice.
         if slot.target.surge and not crowded and slot.free() is not None:
@@ -368,17 +423,24 @@ def _take_turns(
     for slot, base in replaceable:
         if failed and not slot.failure and not slot.goes_back:
             continue
-        beside = slot.free() if slot.target.surge else None
+        name = slot.target.slot
+        turns_in_circle = name in places.awaited_by(name, among_serving=True)
+        if name in places.waits and not turns_in_circle:
+            continue  # as long as its successor would have to wait, it serves
+        beside = None if turns_in_circle else slot.beside(base)
         if beside is not None:
             if not crowded:
                 crowded = True
                 yield Launch(beside, f"to take over from {base.name}")
-        elif slot.target.surge and slot.is_crowded:
+            continue
+        if slot.target.surge and slot.is_crowded:
             continue  # the name is still in use; a moment later it is not
-        elif base.state is not State.READY:
+        # Those that wait for what it holds are no reason to keep it.
+        short = missing - waiting if name in awaited else missing
+        if base.state is not State.READY:
             yield Retire(base.name, "its successor starts in its place")
-        elif missing < slot.target.max_unavailable:
-            missing += 1
+        elif len(short) + taken < slot.target.max_unavailable:
+            taken += 1
             yield Retire(base.name, "its successor starts in its place")
 
 
@@ -399,28 +461,96 @@ def _cannot_start(status: Status) -> bool:
     return failing and (status.hopeless > 0 or status.streak >= ROLLOUT_TRIES)
 
 
-def _without_collisions(steps: Iterable[Step], members: Sequence[Member]) -> Iterator[Step]:
-    """What starts on a port waits until another slot's instance has left it."""
-    waiting = {one.name for one in members if one.status.wanted}
-    held = {
-        (one.spec.port, one.spec.slot)
-        for one in members
-        if one.state is not State.STOPPED or one.name in waiting
-    }
+def _needed_controllers(slots: Sequence[_Slot], members: Sequence[Member]) -> set[str]:
+    """Old controllers that somebody still asks who is to be replaced himself.
 
-    def is_held(spec: InstanceSpec) -> bool:
-        taken = any(spec.port == port and spec.slot != slot for port, slot in held)
-        return taken and spec.port is not None
+    Where the new one takes the old one's place, both cannot be had: then it is not waited for.
+    """
+    if not any(
+        one.spec.role in _CLIENTS and one.status.wanted and one.state not in _WITHOUT_PROCESS
+        for slot in slots
+        for one in slot.others
+    ):
+        return set()
+    alone = {slot.target.slot for slot in slots if not slot.fitting}
+    controllers = (one for one in members if one.spec.role is Role.CONTROLLER)
+    return {one.name for one in controllers if not one.leaving and one.spec.slot not in alone}
 
+
+# ---------------------------------------------------------------- ports and GPUs
+
+
+class _Places:
+    """Who has a port or a GPU that another needs."""
+
+    def __init__(self, slots: Sequence[_Slot], members: Sequence[Member]) -> None:
+        self.targets = {slot.target.slot: slot.target for slot in slots}
+        self.to_run = {one.name for one in members if one.status.wanted}
+        self._there = [
+            one for one in members if one.state is not State.STOPPED or one.name in self.to_run
+        ]
+        self._serving = {
+            one.spec.slot for slot in slots for one in slot.live if one.state in _SERVING
+        }
+        needs = {slot.target.slot: slot.free() or slot.target for slot in slots if not slot.fitting}
+        waits = {
+            slot: {one.spec.slot for one in self._there if self._is_in_the_way(one, spec)} - {slot}
+            for slot, spec in needs.items()
+        }
+        self.waits = {slot: others for slot, others in waits.items() if others}
+        """By slot, the slots that must give something up before its next instance can start."""
+
+    def is_taken(self, spec: InstanceSpec) -> bool:
+        return any(self._is_in_the_way(one, spec) for one in self._there)
+
+    def take(self, spec: InstanceSpec) -> None:
+        self._there.append(Member(spec, Status(wanted=True)))
+
+    def awaited_by(self, slot: str, *, among_serving: bool = False) -> set[str]:
+        """The slots that it waits for, at however many removes."""
+        found: set[str] = set()
+        ahead = [slot]
+        while ahead:
+            one = ahead.pop()
+            if not among_serving or one in self._serving:
+                new = self.waits.get(one, set()) - found
+                found |= new
+                ahead += new
+        return found
+
+    def _is_in_the_way(self, member: Member, spec: InstanceSpec) -> bool:
+        old = member.spec
+        if old.name == spec.name:
+            return False
+        if _wants_port_of(spec, member):
+            # It accepts nobody any more, and its socket was the supervisor's.
+            return not (old.slot == spec.slot and old.listen and member.leaving)
+        target = self.targets.get(old.slot)
+        stays_on = target.gpus if target is not None else ()  # then the file lets them share it
+        given_up = set(old.gpus).difference(stays_on)
+        return old.slot != spec.slot and not given_up.isdisjoint(spec.gpus)
+
+
+def _wants_port_of(spec: InstanceSpec, member: Member) -> bool:
+    """Whether both would bind one port; with a socket that is handed on, they do not."""
+    old = member.spec
+    handed_on = old.slot == spec.slot and old.listen is not None and old.listen == spec.listen
+    return spec.port is not None and spec.port == old.port and not handed_on
+
+
+def _without_collisions(steps: Iterable[Step], places: _Places) -> Iterator[Step]:
+    """What starts on a port or a GPU waits until the instance before it has left it."""
     for step in steps:
         match step:
-            case Launch(spec) if is_held(spec):
+            case Launch(spec) if places.is_taken(spec):
                 continue
             case Launch(spec):
-                held.add((spec.port, spec.slot))
+                places.take(spec)
                 yield step
-            case Swap(spec, _, start) if (start or spec.name in waiting) and is_held(spec):
-                yield Retire(spec.name, "its new port is still in use")
+            case Swap(spec, _, start) if (start or spec.name in places.to_run) and places.is_taken(
+                spec
+            ):
+                yield Retire(spec.name, "what it needs is still in use")
             case _:
                 yield step
 

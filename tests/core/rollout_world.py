@@ -8,7 +8,7 @@ decides. It holds what a rollout promises against every single batch of steps.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -139,23 +139,42 @@ class World:
     def start(self, slot: str) -> None:
         self.stopped_slots.discard(slot)
         for one in self.live(slot):
-            if not self._port_is_held(one):
+            if not self._place_is_held(one):
                 self.tell(one, StartRequested("asked to start"))
 
     def restart(self, slot: str) -> None:
         for one in self.live(slot):
             if one.state in RUNNING and one.status.wanted and one.spec.role is Role.WORKER:
                 one.outdated = True
-            elif not self._port_is_held(one):
+            elif not self._place_is_held(one):
                 self.stopped_slots.discard(slot)
                 self.tell(one, RestartRequested("asked to restart"))
 
-    def _port_is_held(self, one: Instance) -> bool:
+    def _place_is_held(self, one: Instance) -> bool:
         return any(
-            other.spec.port == one.spec.port and other.state is not State.STOPPED
+            (other.spec.port == one.spec.port and other.state is not State.STOPPED)
+            or self._gives_up(other, one.spec.gpus)
             for other in self.instances.values()
             if other is not one
         )
+
+    def _gives_up(self, one: Instance, gpus: Iterable[str]) -> set[str]:
+        """Those of ``gpus`` that it has, if only until it has gone."""
+        if one.state is State.STOPPED and not one.status.wanted:
+            return set()
+        target = self.wanted.get(one.spec.slot)
+        stays_on = target.gpus if target else ()
+        return set(one.spec.gpus).difference(stays_on).intersection(gpus)
+
+    def _has_to_wait(self, target: InstanceSpec) -> bool:
+        """What it needs is still another's."""
+        others = [one for one in self.instances.values() if one.spec.slot != target.slot]
+        ports = {form.port for form in candidates(target)} - {None}
+        return any(self._gives_up(one, target.gpus) or one.spec.port in ports for one in others)
+
+    def _luck_of(self, launch: str | None) -> Luck:
+        """Which GPUs it is on has nothing to do with it."""
+        return self.luck.get((launch or "").partition(" on ")[0], Luck.WORKS)
 
     # ------------------------------------------------------------ the reconciler
 
@@ -210,7 +229,7 @@ class World:
                 self._carry_out(one)
             done += steps
             entries = [(one.spec, one.status) for one in self.instances.values()]
-            stops, starts = list(stoppable(entries)), list(startable(entries))
+            stops, starts = list(stoppable(entries)), list(startable(entries, self.services()))
             for name in stops:
                 self.tell(self.instances[name], DependentsStopped())
             for name in starts:
@@ -261,15 +280,25 @@ class World:
 
     def has_failed(self, service: str) -> bool:
         """The rollout of what the file says has been given up in one of its slots."""
-        forms = [form for target in self.wanted.values() for form in candidates(target)]
-        owners = {form.port: form.slot for form in forms}
         for target in self.services().get(service, []):
             known = self.histories.get(target.slot, History())
             if known.failure is not None and known.failure.launch == target.launch:
                 assert known.good is not None
-                if owners.get(known.good.port, target.slot) == target.slot:
+                if self._can_go_back(target, known.good):
                     return True
         return False
+
+    def _can_go_back(self, target: InstanceSpec, good: InstanceSpec) -> bool:
+        """Nobody else is to have what it needs for that, or has been ready there yet."""
+        gpus = set(good.gpus).difference(target.gpus)
+        for other in self.wanted.values():
+            if other.slot != target.slot:
+                untried = self.histories.get(other.slot, History()).good is None
+                if good.port is not None and good.port in [f.port for f in candidates(other)]:
+                    return False
+                if gpus & set(other.gpus) and not (other.service == target.service and untried):
+                    return False
+        return True
 
     def is_ready(self, slot: str) -> bool:
         return any(one.state is State.READY for one in self.live(slot))
@@ -280,6 +309,8 @@ class World:
         for target in targets:
             here = self.live(target.slot)
             willed = here and not any(one.status.wanted for one in here)
+            if not here and self._has_to_wait(target):
+                continue
             ready = any(one.state is State.READY and one.name not in without for one in here)
             missing += not ready and not willed
         return missing
@@ -297,10 +328,13 @@ class World:
                     one = self.instances[spec.name]
                     assert one.launched is None, "the spec of a process was swapped"
                     assert not (todo.start and one.spec.slot in self.stopped_slots)
+                    if todo.start or one.status.wanted:
+                        self._check_gpus(spec)
                 case Adjust(spec):
                     is_now = self.instances[spec.name].spec
                     assert (is_now.launch, is_now.port) == (spec.launch, spec.port)
                 case Launch(spec):
+                    self._check_gpus(spec)
                     assert spec.slot not in self.stopped_slots, "a person has stopped that"
                     assert len(self.members_of(spec.slot)) < 2
                     assert spec.surge or not self.members_of(spec.slot), "its old one is there"
@@ -341,8 +375,29 @@ class World:
             replaced = any(other.state is State.READY for other in staying)
             if self.has_failed(target.service) and not one.outdated:
                 assert replaced, "a failed rollout touches what serves"
-            if target.surge and target.beside is not None and not self.has_failed(target.service):
+            assert replaced or not self._waits_alone(target), "it goes for one that cannot start"
+            beside = target.surge and target.beside is not None and not self._has_to_wait(target)
+            if beside and not self.has_failed(target.service) and _can_be_beside(target, one.spec):
                 assert replaced, "a surge left a gap"
+
+    def _waits_alone(self, target: InstanceSpec) -> bool:
+        """For what another is giving up already: it will be had in a while."""
+        if self.has_failed(target.service):
+            return False
+        going = [one for one in self.instances.values() if one.spec.slot not in self.wanted]
+        return any(self._gives_up(one, target.gpus) for one in going)
+
+    def _check_gpus(self, spec: InstanceSpec) -> None:
+        """What is to start shares a GPU with another replica only where the file says so."""
+        for other in self.instances.values():
+            shared = set(spec.gpus).intersection(other.spec.gpus)
+            if not shared or other.launched is None or other.spec.slot == spec.slot:
+                continue
+            for each in (spec, other.spec):
+                target = self.wanted.get(each.slot)
+                if target is None or not self.has_failed(target.service):
+                    assert target is not None, "its GPU is another's, which leaves"
+                    assert shared <= set(target.gpus), "its GPU is still another's"
 
     def check_always(self) -> None:
         ports: dict[int, str] = {}
@@ -369,7 +424,7 @@ class World:
             yield from self._possible_of(one)
 
     def _possible_of(self, one: Instance) -> Iterator[Callable[[], None]]:
-        luck = self.luck.get(one.launched or "", Luck.WORKS)
+        luck = self._luck_of(one.launched)
         if one.spawning:
             yield lambda: self._spawns(one, luck)
         elif one.launched is not None:
@@ -400,7 +455,7 @@ class World:
 
     def exits(self, one: Instance, code: int) -> None:
         if one.launched is not None and not one.spawning:
-            if code > 0 and self.luck.get(one.launched) is Luck.HOPELESS:
+            if code > 0 and self._luck_of(one.launched) is Luck.HOPELESS:
                 one.hopeless_runs.add(one.status.run)
             one.launched, one.signalled, one.entering, one.draining = None, False, None, None
             self.tell(one, Exited(one.status.run, code, None))
@@ -483,3 +538,8 @@ class World:
         """Which process each instance has, by name."""
         pids = ((one.name, one.status.pid) for one in self.instances.values())
         return {name: pid for name, pid in pids if pid is not None}
+
+
+def _can_be_beside(target: InstanceSpec, old: InstanceSpec) -> bool:
+    """It has a port of its own, or the same socket."""
+    return target.port is None or old.port != target.port or old.listen == target.listen is not None

@@ -39,11 +39,14 @@ class Service:
     policy: str = "always"
     limit: int | None = None
     own_launches: bool = False
-    """Each replica is launched in a way of its own, as with GPUs dealt out."""
+    """Each replica is launched in a way of its own."""
+    gpus: str = ""
+    """One letter each, dealt out to the replicas; what is not enough for all is shared."""
 
 
 Cluster = dict[str, Service]
 NAMES = ("a", "b")
+GPUS = ("", "0", "01", "10", "0123", "3021", "23", "1")
 AUTO = {name: 1000 + 100 * n for n, name in enumerate(NAMES)}
 
 
@@ -59,10 +62,14 @@ def _replica(name: str, service: Service, i: int) -> InstanceSpec:
     slot = f"{name}-{i}"
     surges = service.surge and service.port is None
     port = AUTO[name] + i if service.port is None else service.port + i
+    share = max(1, len(service.gpus) // service.replicas)
+    gpus = [service.gpus[(i * share + n) % len(service.gpus)] for n in range(share) if service.gpus]
+    launch = f"{slot if service.own_launches else name} {service.version}"
     one = worker(
         slot,
         port=port,
-        launch=f"{slot if service.own_launches else name} {service.version}",
+        launch=f"{launch} on {','.join(gpus)}" if gpus else launch,
+        gpus=tuple(gpus),
         surge=surges,
         max_unavailable=service.max_unavailable,
         models=(service.model,),
@@ -95,15 +102,20 @@ class Play:
         name = NAMES[n % 2]
         n //= 2
         service = self.cluster.get(name)
-        edits: list[Callable[[int], object]] = [self._reverts, self._swaps_ports, self._controller]
+        edits: list[Callable[[int], object]] = [
+            self._reverts,
+            self._swaps_ports,
+            self._swaps_gpus,
+            self._controller,
+        ]
         if service is None:
             self.cluster = {**self.cluster, name: Service(1 + n % 3)}
-        elif n % 16 < 6:
-            self._becomes(name, self._new_version(service, n // 16))
-        elif n % 16 < 13:
-            self._becomes(name, self._changed(name, service, n % 16, n // 16))
+        elif n % 18 < 6:
+            self._becomes(name, self._new_version(service, n // 18))
+        elif n % 18 < 14:
+            self._becomes(name, self._changed(name, service, n % 18, n // 18))
         else:
-            edits[n % 16 - 13](n // 16)
+            edits[n % 18 - 14](n // 18)
         self.save()
 
     def _becomes(self, name: str, service: Service | None) -> None:
@@ -128,6 +140,7 @@ class Play:
             replace(
                 service, policy=("always", "on_failure", "never")[n % 3], limit=(None, 1)[n % 2]
             ),
+            replace(service, gpus=GPUS[n % len(GPUS)]),
             None,
         ]
         return changes[what - 6]
@@ -145,6 +158,11 @@ class Play:
             a, b = (self.cluster[name] for name in NAMES)
             one, other = (2000, 2100) if None in ports.values() else (b.port, a.port)
             self.cluster = {"a": replace(a, port=one), "b": replace(b, port=other)}
+
+    def _swaps_gpus(self, _: int) -> None:
+        if len(self.cluster) == 2:
+            a, b = (self.cluster[name] for name in NAMES)
+            self.cluster = {"a": replace(a, gpus=b.gpus), "b": replace(b, gpus=a.gpus)}
 
     def _controller(self, n: int) -> None:
         self.controller = n % 3
