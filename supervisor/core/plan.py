@@ -64,13 +64,13 @@ def _change(target: InstanceSpec, running: InstanceSpec | None) -> Change:
         moved = all(one.port != running.port for one in candidates(target))
         what = f"its port changed from {running.port}" if moved else "how it is started changed"
         return Change(target.slot, action, what)
-    changed = _changed(running, form)
+    changed = changed_settings(running, form)
     if not changed:
         return Change(target.slot, Action.KEEP, "nothing changed")
     return Change(target.slot, Action.UPDATE, f"{', '.join(changed)} changed")
 
 
-def _changed(running: InstanceSpec, form: InstanceSpec) -> list[str]:
+def changed_settings(running: InstanceSpec, form: InstanceSpec) -> list[str]:
     """What is another way of supervising it. Its command line counts when it is started again."""
     later = {"argv", "env", "beside", "secret_input"}
     names = (one.name for one in fields(form) if one.name not in later)

@@ -43,7 +43,7 @@ from supervisor.core.lifecycle import (
     TimerFired,
 )
 from supervisor.core.order import blocked, startable, stoppable, waiting_for
-from supervisor.core.plan import form_of
+from supervisor.core.plan import changed_settings, form_of
 from supervisor.core.rollout import (
     ROLLOUT_TRIES,
     Abandon,
@@ -365,7 +365,8 @@ class Reconciler:
                 if self._statuses[spec.name].state is State.READY:
                     history = self._histories.get(spec.slot, History())
                     self._histories[spec.slot] = replace(history, good=self._whole(spec))
-                self._tell(spec, "updated", "its process goes on")
+                if changed_settings(before, spec):
+                    self._tell(spec, "updated", "its process goes on")
                 self._apply(spec.name, Adjusted(before))
             case Swap(spec, reason, start):
                 self._specs[spec.name] = spec
