@@ -346,10 +346,10 @@ def _of_service(slots: Sequence[_Slot], places: _Places) -> Iterator[Step]:
     returning: list[_Slot] = []
     for slot in slots:
         if not slot.live:
-            if slot.leaving:
-                returning.append(slot)
-            else:
+            if not slot.leaving:
                 yield from _fill(slot)
+            elif not any(map(_is_gone, slot.leaving)):  # else its name is free in a moment
+                returning.append(slot)
         elif slot.fitting:
             yield from _finish(slot)
         else:
@@ -412,8 +412,6 @@ def _take_turns(
     failed = any(slot.failure for slot in slots)
     crowded = any(slot.is_crowded for slot in slots)
     missing = {slot.target.slot for slot in slots if slot.is_missing}
-    waiting = {slot.target.slot for slot in slots if not slot.live} & set(places.waits)
-    awaited = {other for slot in waiting for other in places.awaited_by(slot)}
     taken = 0
     for slot in returning:
         # What a recreated one holds (a GPU's memory) may not be there twice.
@@ -421,7 +419,8 @@ def _take_turns(
             crowded = True
             yield from _fill(slot)
     for slot, base in replaceable:
-        if failed and not slot.failure and not slot.goes_back:
+        may_stay = slot.good is not None  # else another is to have its place
+        if failed and may_stay and not slot.failure and not slot.goes_back:
             continue
         name = slot.target.slot
         turns_in_circle = name in places.awaited_by(name, among_serving=True)
@@ -436,7 +435,7 @@ def _take_turns(
         if slot.target.surge and slot.is_crowded:
             continue  # the name is still in use; a moment later it is not
         # Those that wait for what it holds are no reason to keep it.
-        short = missing - waiting if name in awaited else missing
+        short = missing - places.waiting if name in places.awaited else missing
         if base.state is not State.READY:
             yield Retire(base.name, "its successor starts in its place")
         elif len(short) + taken < slot.target.max_unavailable:
@@ -499,6 +498,9 @@ class _Places:
         }
         self.waits = {slot: others for slot, others in waits.items() if others}
         """By slot, the slots that must give something up before its next instance can start."""
+        self.waiting = {slot.target.slot for slot in slots if not slot.live} & set(self.waits)
+        """Slots in which nothing is there for that reason."""
+        self.awaited = {other for slot in self.waiting for other in self.awaited_by(slot)}
 
     def is_taken(self, spec: InstanceSpec) -> bool:
         return any(self._is_in_the_way(one, spec) for one in self._there)

@@ -45,7 +45,7 @@ from supervisor.core.lifecycle import (
     step,
 )
 from supervisor.core.order import startable, stoppable
-from supervisor.core.plan import candidates
+from supervisor.core.plan import candidates, form_of
 from supervisor.core.rollout import (
     Abandon,
     Adjust,
@@ -144,7 +144,8 @@ class World:
 
     def restart(self, slot: str) -> None:
         for one in self.live(slot):
-            if one.state in RUNNING and one.status.wanted and one.spec.role is Role.WORKER:
+            rolls = one.spec.role is Role.WORKER or one.spec.surge
+            if one.state in RUNNING and one.status.wanted and rolls:
                 one.outdated = True
             elif not self._place_is_held(one):
                 self.stopped_slots.discard(slot)
@@ -357,6 +358,13 @@ class World:
 
     def _check_retire(self, one: Instance, retired: set[str]) -> None:
         target = self.wanted.get(one.spec.slot)
+        if one.spec.role is Role.CONTROLLER and one.status.wanted and not one.leaving:
+            others = [o for o in self.live(one.spec.slot) if o is not one]
+            fits = target is None or any(
+                form_of(other.spec, target) and not other.outdated for other in others
+            )
+            if fits and any(o.state is State.READY and o.status.wanted for o in others):
+                assert not self._asks_the_old_one(one.spec), "somebody still asks it"
         if target is None or one.leaving:
             return
         staying = [
@@ -373,12 +381,24 @@ class World:
             assert any(other.spec.launch in fits for other in staying), "its launch did not change"
         if one.state is State.READY and one.status.wanted:
             replaced = any(other.state is State.READY for other in staying)
-            if self.has_failed(target.service) and not one.outdated:
+            may_stay = self._can_go_back(target, one.spec)
+            if self.has_failed(target.service) and may_stay and not one.outdated:
                 assert replaced, "a failed rollout touches what serves"
             assert replaced or not self._waits_alone(target), "it goes for one that cannot start"
             beside = target.surge and target.beside is not None and not self._has_to_wait(target)
             if beside and not self.has_failed(target.service) and _can_be_beside(target, one.spec):
                 assert replaced, "a surge left a gap"
+
+    def _asks_the_old_one(self, controller: InstanceSpec) -> bool:
+        for one in self.instances.values():
+            target = self.wanted.get(one.spec.slot)
+            asks_it = one.spec.argv == ("ask", str(controller.port)) and not one.leaving
+            if asks_it and target is not None and one.state in SERVING and one.status.wanted:
+                if self.has_failed(one.spec.service) or self.has_failed(controller.service):
+                    continue
+                if one.outdated or one.spec.launch != target.launch:
+                    return True
+        return False
 
     def _waits_alone(self, target: InstanceSpec) -> bool:
         """For what another is giving up already: it will be had in a while."""
@@ -411,7 +431,8 @@ class World:
             here = self.members_of(slot)
             assert len(here) <= 2
             ready = [one for one in here if one.state is State.READY and not one.leaving]
-            assert len(ready) < 2, "two of one replica"
+            is_asked = self.wanted[slot].role is Role.CONTROLLER  # by those still to be replaced
+            assert len(ready) < 2 or is_asked, "two of one replica"
         for slot in self.stopped_slots:
             assert self.live(slot)
             assert not any(one.status.wanted for one in self.live(slot))

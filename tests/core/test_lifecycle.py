@@ -760,6 +760,18 @@ def test_a_drain_that_is_under_way_is_ended_by_a_stop_without_one() -> None:
     assert life.status.reason == "going down"
 
 
+def test_a_server_that_finishes_its_streams_has_only_its_grace_left_when_all_goes_down() -> None:
+    life = Life(instance("api_server", drain_timeout=300.0, stop_grace=30.0)).ready()
+    life.tell(StopRequested("replaced"), DependentsStopped())
+    assert life.delay == 300.0
+    assert life.tell(StopRequested("going down", drain=False)) == []
+    assert life.delay == 30.0
+    life.now += 20.0
+    assert life.tell(StopRequested("going down", drain=False)) == []
+    assert life.delay == 10.0, "asked again, it gets no more"
+    assert life.wait_for_timer() == [Signal(Stage.INT)]
+
+
 def test_a_hurry_skips_the_drain() -> None:
     life = draining()
     assert life.tell(Hurried()) == [Signal(Stage.TERM), Signal(Stage.INT)]

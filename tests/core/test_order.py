@@ -116,6 +116,17 @@ def test_a_service_that_the_file_does_not_have_is_not_waited_for() -> None:
     assert list(startable([(FIRST, Status(wanted=True))])) == ["vicuna-0"]
 
 
+def test_an_expected_service_is_waited_for_while_it_has_no_instance() -> None:
+    """A rollout has forgotten the old controller, and has not launched the new one yet."""
+    entries: list[Entry] = [(FIRST, Status(wanted=True)), (API, Status(State.READY, wanted=True))]
+    expected = {"controller", "vicuna", "api_server"}
+    assert list(startable(entries, expected)) == []
+    assert waiting_for(FIRST, entries, expected) == ["controller"]
+    entries.append((CONTROLLER, Status(State.READY, wanted=True)))
+    assert list(startable(entries, expected)) == ["vicuna-0"]
+    assert waiting_for(FIRST, entries, expected) == []
+
+
 def test_what_is_not_wanted_is_not_started() -> None:
     assert list(startable(unwanted(cluster(controller=State.READY), "vicuna-0", "api_server"))) == [
         "vicuna-1"

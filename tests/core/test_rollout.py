@@ -9,7 +9,7 @@ import pytest
 from instances import instance, worker
 from rollout_world import Instance, Luck, World
 
-from supervisor.core.instance import InstanceSpec, RestartPolicy
+from supervisor.core.instance import InstanceSpec, RestartPolicy, Role
 from supervisor.core.lifecycle import (
     Check,
     Diagnosed,
@@ -659,6 +659,275 @@ def test_what_is_down_waits_for_its_new_port_as_well() -> None:
     assert (names(steps, Swap), names(steps, Launch)) == ([], [])
     world.run()
     assert world.table() == {"a-0": "ready A"}
+
+
+def test_a_failed_rollout_does_not_keep_a_port_that_another_is_to_have() -> None:
+    world = running(recreate("v-0", port=21002), recreate("v-1", port=21003))
+    world.luck["B"] = Luck.FAILS
+    moved = [recreate("v-0", "B", 21012), recreate("v-1", "B", 21013)]
+    world.edit(*moved, recreate("w-0", port=21003))
+    world.run_for(300)
+    assert world.table()["v-0"] == "ready A"
+    assert world.table()["w-0"] == "ready A"
+
+
+# ---------------------------------------------------------------- GPUs
+
+PORTS = {"v-0": 21002, "v-1": 21003, "w-0": 21005, "v-2": 21006, "w-1": 21007}
+
+
+def on(slot: str, gpus: str, make: Any = recreate, launch: str = "A", **fields: Any) -> Any:
+    """A replica on these GPUs, a letter each."""
+    given = {"port": PORTS[slot], "gpus": tuple(gpus), **fields}
+    return make(slot, f"{launch} on {gpus}", **given)
+
+
+def most_on_a_gpu(world: World) -> int:
+    gpus = [gpu for one in world.instances.values() if one.launched for gpu in one.spec.gpus]
+    return max((gpus.count(gpu) for gpu in gpus), default=0)
+
+
+def watched(world: World) -> int:
+    """To the end; how many there were at most on one GPU."""
+    most = most_on_a_gpu(world)
+    while world.one_thing():
+        most = max(most, most_on_a_gpu(world))
+    return most
+
+
+def test_a_second_replica_waits_until_the_first_has_left_it_a_gpu() -> None:
+    world = running(on("v-0", "01"))
+    world.edit(on("v-0", "0"), on("v-1", "1"))
+    steps = world.settle()
+    assert (names(steps, Launch), names(steps, Retire)) == ([], ["v-0"])
+    assert watched(world) == 1
+    assert world.table() == {"v-0": "ready A on 0", "v-1": "ready A on 1"}
+    assert world.progress().under_way == []
+
+
+def test_from_2_replicas_to_3_each_waits_for_its_gpus_and_one_serves() -> None:
+    world = running(on("v-0", "012"), on("v-1", "345"))
+    world.edit(on("v-0", "01"), on("v-1", "23"), on("v-2", "45"))
+    assert watched(world) == 1
+    assert len(world.table()) == 3
+    assert world.progress().under_way == []
+
+
+def test_two_that_wait_for_each_of_two_do_not_keep_both_for_ever() -> None:
+    world = running(on("v-0", "02"), on("v-1", "13"))
+    world.edit(on("v-0", "0"), on("v-1", "1"), on("v-2", "2"), on("w-0", "3", service="v"))
+    assert watched(world) == 1
+    assert len(world.table()) == 4
+
+
+def test_new_replicas_of_two_services_that_each_wait_for_the_other_one_get_their_gpus() -> None:
+    world = running(on("v-0", "0"), on("w-0", "1"))
+    world.edit(on("v-0", "2"), on("v-1", "1"), on("w-0", "3"), on("w-1", "0"))
+    assert watched(world) == 1
+    assert len(world.table()) == 4
+    assert world.progress().under_way == []
+
+
+def test_two_replicas_on_halves_that_cannot_be_started_make_room_for_one_on_both() -> None:
+    """Its model does not fit on one GPU: that is known when the old one is gone."""
+    world = running(on("v-0", "01"))
+    world.luck["B"] = Luck.FAILS
+    world.edit(on("v-0", "0", launch="B"), on("v-1", "1", launch="B"))
+    assert watched(world) == 1
+    assert world.table() == {"v-0": "ready A on 01"}
+    told = world.progress()
+    assert told.under_way == []
+    assert len(told.failed) == 1
+    world.edit(on("v-0", "0", launch="C"), on("v-1", "1", launch="C"))
+    world.run()
+    assert world.table() == {"v-0": "ready C on 0", "v-1": "ready C on 1"}
+
+
+def test_a_replica_that_works_is_not_taken_away_for_one_that_does_not() -> None:
+    world = running(on("v-0", "01"))
+    world.luck["B"] = Luck.FAILS
+    world.edit(on("v-0", "0", launch="B"), on("v-1", "1"))
+    world.run_for(300)
+    assert the(world, "v-1").state is State.READY
+    assert world.table()["v-0"].endswith("B on 0"), "it has nothing to go back to"
+
+
+def test_a_service_under_another_name_waits_for_the_gpu() -> None:
+    world = running(on("v-0", "0", drain_timeout=60.0))
+    world.edit(on("w-0", "0"))
+    steps = world.settle()
+    assert (names(steps, Launch), names(steps, Retire)) == ([], ["v-0"])
+    assert world.progress().under_way[-1] == "w-0 is to be started"
+    assert watched(world) == 1
+    assert world.table() == {"w-0": "ready A on 0"}
+
+
+@pytest.mark.parametrize("first", [surge, recreate])
+@pytest.mark.parametrize("second", [surge, recreate])
+def test_two_services_change_gpus(first: Any, second: Any) -> None:
+    world = running(on("v-0", "0", first), on("w-0", "1", second))
+    world.edit(on("v-0", "1", first), on("w-0", "0", second))
+    assert watched(world) == 1
+    found = {one.spec.slot: one.spec.launch for one in world.instances.values()}
+    assert found == {"v-0": "A on 1", "w-0": "A on 0"}
+    assert world.progress().under_way == []
+
+
+@pytest.mark.parametrize("make", [surge, recreate])
+def test_two_replicas_change_gpus(make: Any) -> None:
+    world = running(on("v-0", "0", make), on("v-1", "1", make))
+    world.edit(on("v-0", "1", make), on("v-1", "0", make))
+    assert watched(world) == 1
+    found = {one.spec.slot: one.spec.launch for one in world.instances.values()}
+    assert found == {"v-0": "A on 1", "v-1": "A on 0"}
+
+
+@pytest.mark.parametrize("make", [surge, recreate])
+def test_who_needs_the_gpu_of_one_that_leaves_serves_until_that_has_gone(make: Any) -> None:
+    world = running(on("v-0", "0", make), on("v-1", "1", make))
+    world.edit(on("v-0", "01", make))
+    assert names(world.settle(), Retire) == ["v-1"]
+    while "v-1" in world.instances:
+        assert world.is_ready("v-0")
+        assert "v-0.b" not in world.instances
+        world.one_thing()
+    world.run()
+    assert [one.spec.launch for one in world.instances.values()] == ["A on 01"]
+
+
+def test_a_surge_waits_for_the_gpu_that_another_moves_away_from() -> None:
+    world = running(on("v-0", "0", surge), on("w-0", "1", surge))
+    world.edit(on("v-0", "1", surge), on("w-0", "2", surge))
+    assert names(world.settle(), Launch) == ["w-0.b"]
+    while world.one_thing():
+        assert world.is_ready("v-0")
+        assert world.is_ready("w-0")
+        assert most_on_a_gpu(world) == 1
+    assert world.table() == {"v-0.b": "ready A on 1", "w-0.b": "ready A on 2"}
+
+
+def test_what_the_file_lets_share_a_gpu_shares_it() -> None:
+    world = running(on("v-0", "0"))
+    world.edit(on("v-0", "0"), on("v-1", "0"), on("w-0", "0"))
+    assert names(world.settle(), Launch) == ["v-1", "w-0"]
+
+
+def test_a_surge_that_the_file_asks_for_may_be_on_the_same_gpu() -> None:
+    world = running(on("v-0", "0", surge))
+    world.edit(on("v-0", "0", surge, launch="B"))
+    assert names(world.settle(), Launch) == ["v-0.b"]
+
+
+def test_what_is_down_waits_for_its_new_gpu_as_well() -> None:
+    world = running(on("v-0", "0"), on("w-0", "1", drain_timeout=60.0))
+    world.luck["A"] = Luck.FAILS
+    while the(world, "v-0").state is not State.BACKOFF:
+        world.exits(the(world, "v-0"), 1)
+        world.settle()
+        if the(world, "v-0").spawning:
+            next(world.possible())()
+    world.luck.clear()
+    world.edit(on("v-0", "1"))
+    steps = world.settle()
+    assert (names(steps, Swap), names(steps, Launch)) == ([], [])
+    world.run()
+    assert world.table() == {"v-0": "ready A on 1"}
+
+
+# ---------------------------------------------------------------- the API server, the controller
+
+
+def api(host: str = "127.0.0.1", launch: str = "A", **fields: Any) -> InstanceSpec:
+    """Both of its forms are on one port, for they share a socket."""
+    given = {"role": Role.API_SERVER, "port": 8000, "surge": True, "slot": "api_server", **fields}
+    one = instance("api_server", launch=f"{launch} {host}", listen=(host, 8000), **given)
+    return replace(one, beside=replace(one, name="api_server.b"))
+
+
+def controller(port: int = 21001, launch: str = "C") -> InstanceSpec:
+    one = instance("controller", launch=f"{launch} {port}", port=port, surge=True)
+    return replace(one, beside=replace(one, name="controller.b"))
+
+
+def test_an_api_server_hands_its_socket_on_to_the_one_beside_it() -> None:
+    world = running(api())
+    world.edit(api(launch="B"))
+    assert names(world.settle(), Launch) == ["api_server.b"]
+
+
+def test_an_api_server_on_another_host_and_the_same_port_takes_the_place_of_the_old_one() -> None:
+    world = running(api())
+    world.edit(api("0.0.0.0"))
+    steps = world.settle()
+    assert [type(step) for step in steps] == [Retire, Launch], "not before it leaves, but then"
+    assert names(steps, Launch) == ["api_server.b"]
+    assert the(world, "api_server").state is State.STOPPING
+    world.run()
+    assert world.table() == {"api_server.b": "ready A 0.0.0.0"}
+
+
+def test_a_controller_that_moves_stays_until_the_api_server_asks_the_new_one() -> None:
+    asks = {"depends_on": ("controller",)}
+    world = running(controller(), api(**asks))
+    world.edit(controller(21011), api(launch="of 21011", **asks))
+    while world.one_thing():
+        old, new = world.instances.get("controller"), world.instances.get("controller.b")
+        if "api_server" in world.instances:
+            assert old is not None
+            assert old.state is State.READY
+        if (server := world.instances.get("api_server.b")) and server.launched:
+            assert new is not None
+            assert new.state is State.READY
+        assert world.is_ready("api_server")
+    assert world.table() == {
+        "controller.b": "ready C 21011",
+        "api_server.b": "ready of 21011 127.0.0.1",
+    }
+    assert world.progress().under_way == []
+
+
+def test_a_controller_that_is_no_longer_ours_stays_until_nobody_asks_it() -> None:
+    world = running(controller(), api(depends_on=("controller",)))
+    world.edit(api(launch="of another"))
+    while world.one_thing():
+        if "api_server" in world.instances:
+            assert the(world, "controller").state is State.READY
+    assert set(world.table()) == {"api_server.b"}
+
+
+def test_a_controller_on_the_same_port_is_replaced_in_place() -> None:
+    world = running(controller(), api(depends_on=("controller",)))
+    world.edit(controller(launch="D"), api(depends_on=("controller",)))
+    assert names(world.settle(), Launch) == []
+    world.run()
+    assert world.table()["controller"] == "ready D 21001"
+
+
+# ---------------------------------------------------------------- what is told of it
+
+
+def test_progress_of_some_services_says_nothing_of_the_others() -> None:
+    world = running(surge(), surge("qwen-0", port=21005, drain_timeout=60.0))
+    world.edit(surge(launch="B"))
+    world.settle()
+    assert world.progress().under_way[0] == "qwen-0 finishes its requests and stops"
+    told = progress(world.wanted, world.members(), world.histories, ["vicuna"])
+    assert told.under_way == ["vicuna-0 is to be replaced", "vicuna-0.b is starting"]
+    told = progress(world.wanted, world.members(), world.histories, ["qwen"])
+    assert told.under_way == ["qwen-0 finishes its requests and stops"]
+
+
+def test_what_waits_in_vain_has_failed_and_is_not_under_way() -> None:
+    world = World()
+    world.luck["C"] = Luck.MISSING
+    world.edit(instance(launch="C"), replace(surge(), depends_on=("controller",)))
+    world.run()
+    assert world.progress().under_way == ["vicuna-0 is stopped"]
+    given = (world.wanted, world.members(), world.histories)
+    told = progress(*given, blocked={"vicuna-0": ["controller"]})
+    assert told.under_way == []
+    assert told.failed[1:] == ["vicuna-0 waits for controller, which does not come by itself"]
+    assert progress(*given, ["controller"], {"vicuna-0": ["controller"]}).failed == told.failed[:1]
 
 
 # ---------------------------------------------------------------- who stands for a slot

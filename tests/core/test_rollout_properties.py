@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instances import instance, worker
 from rollout_world import Luck, World
 
-from supervisor.core.instance import InstanceSpec, RestartPolicy
+from supervisor.core.instance import InstanceSpec, RestartPolicy, Role
 from supervisor.core.lifecycle import State
 from supervisor.core.plan import Action, form_of, plan
 from supervisor.core.rollout import History
@@ -52,10 +53,26 @@ AUTO = {name: 1000 + 100 * n for n, name in enumerate(NAMES)}
 
 def expand(cluster: Cluster, controller: int) -> list[InstanceSpec]:
     """As ``fastchat.roles`` does it."""
-    found = [instance("controller", launch=f"controller {controller}", port=1)]
+    at, version = divmod(controller, 3)
+    asks: dict[str, Any] = {
+        "role": Role.API_SERVER,
+        "depends_on": ("controller",),
+        "listen": ("localhost", 5),
+    }
+    asks["argv"] = ("ask", str(1 + at))
+    found = [
+        _with_second(instance("controller", launch=f"controller {version}", port=1 + at)),
+        _with_second(instance("api", launch=f"asks {at}", port=5, **asks)),
+    ]
     for name, service in cluster.items():
         found += [_replica(name, service, i) for i in range(service.replicas)]
     return found
+
+
+def _with_second(one: InstanceSpec) -> InstanceSpec:
+    """Its successor may start beside it, on another port or on the same socket."""
+    one = replace(one, surge=True)
+    return replace(one, beside=replace(one, name=f"{one.name}.b"))
 
 
 def _replica(name: str, service: Service, i: int) -> InstanceSpec:
@@ -165,7 +182,7 @@ class Play:
             self.cluster = {"a": replace(a, gpus=b.gpus), "b": replace(b, gpus=a.gpus)}
 
     def _controller(self, n: int) -> None:
-        self.controller = n % 3
+        self.controller = n % 6
 
     # -- whatever else happens
 
@@ -204,6 +221,7 @@ def comes_to_rest(life: Play) -> None:
     """Everything works from now on, and a person starts what has been given up for good."""
     world = life.world
     world.luck.clear()
+    world.run()
     world.start("controller")
     world.run()
     for one in list(world.instances.values()):
