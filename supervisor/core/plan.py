@@ -59,7 +59,8 @@ def _change(target: InstanceSpec, running: InstanceSpec | None) -> Change:
         return Change(target.slot, Action.START, "it is in the file and does not run")
     form = form_of(running, target)
     if form is None:
-        rolls = target.surge or target.role is Role.WORKER
+        beside = target.surge and target.port != running.port
+        rolls = beside or target.role in (Role.WORKER, Role.API_SERVER)
         action = Action.ROLL_OUT if rolls else Action.RESTART
         moved = all(one.port != running.port for one in candidates(target))
         what = f"its port changed from {running.port}" if moved else "how it is started changed"

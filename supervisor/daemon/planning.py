@@ -116,6 +116,8 @@ def _requests(action: Action, spec: InstanceSpec, wanted: Mapping[str, InstanceS
             return "reach it when it has answered a prompt" if spec.in_rotation else "not concerned"
         case Action.STOP:
             return drain if spec.in_rotation else "what it serves ends"
+        case Action.ROLL_OUT if spec.role is Role.CONTROLLER:
+            return "go on; the old one goes when no API server asks it any more"
         case Action.ROLL_OUT if spec.role is Role.API_SERVER:
             return f"go on; the new one takes over on the same socket, then {drain}"
         case Action.ROLL_OUT if spec.surge and spec.beside is not None:

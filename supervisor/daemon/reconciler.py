@@ -203,7 +203,8 @@ class Reconciler:
 
     def progress(self, services: Collection[str] = ()) -> Progress:
         """What of the last change is not in service yet, and what of these services cannot be."""
-        return progress(self._wanted, self.members, self._histories, services)
+        blocked = {name: by for name in self._specs if (by := self.blocked_by(name))}
+        return progress(self._wanted, self.members, self._histories, services, blocked)
 
     @property
     def state(self) -> ClusterState:
@@ -211,7 +212,7 @@ class Reconciler:
 
     def waiting_for(self, name: str) -> list[str]:
         """Services that it depends on and that are not ready."""
-        return waiting_for(self._specs[name], self._entries())
+        return waiting_for(self._specs[name], self._entries(), self._expected())
 
     def blocked_by(self, name: str) -> list[str]:
         """Instances that it waits for, and that do not come unless a person starts them."""
@@ -319,6 +320,10 @@ class Reconciler:
         for name in self._live(slot):
             self._apply(name, StartRequested(reason))
 
+    def _expected(self) -> set[str]:
+        """Services that there should be, also while a rollout leaves a gap."""
+        return {spec.service for spec in self._wanted.values()}
+
     def _live(self, slot: str) -> list[str]:
         return [n for n, s in self._specs.items() if s.slot == slot and n not in self._leaving]
 
@@ -336,7 +341,7 @@ class Reconciler:
     def _restart(self, name: str, reason: str) -> None:
         """A running worker is replaced as a change of the file would: it is missed by nobody."""
         running = self._statuses[name].state in RUNNING and self._statuses[name].wanted
-        rolls = self._specs[name].role is Role.WORKER or self._specs[name].surge
+        rolls = self._specs[name].role in (Role.WORKER, Role.API_SERVER)
         if not (rolls and running):
             self._apply(name, RestartRequested(reason))
             return
@@ -435,7 +440,7 @@ class Reconciler:
             for name in list(stoppable(self._entries())):
                 self._apply(name, DependentsStopped())
             if not self._going_down:
-                for name in list(startable(self._entries())):
+                for name in list(startable(self._entries(), self._expected())):
                     self._apply(name, DependenciesReady())
         self._keep_listening()
         state = self._state()

@@ -149,18 +149,25 @@ class _Expansion:
 
     # ------------------------------------------------------------ one function per role
 
-    def _controller_instance(self, controller: spec.Controller) -> InstanceSpec:
+    def _controller_instance(
+        self, controller: spec.Controller, name: str = "controller"
+    ) -> InstanceSpec:
+        """One that moves to another port starts beside the old one, which API servers still ask."""
         address = _url(controller.host, controller.port)
+        second = self._controller_instance(controller, beside(name)) if "." not in name else None
         return self._instance(
-            "controller",
+            name,
             "controller",
             Role.CONTROLLER,
             "controller",
             controller,
+            slot="controller",
             argv=self._entry("controller", controller, flags.controller_flags(controller)),
             env=_FASTCHAT_ENV,
             address=address,
             questions=(Question(Ask.HTTP, (f"{address}/test_connection",)),),
+            surge=True,
+            beside=second,
         )
 
     def _api_server(self, server: spec.ApiServer, name: str = "api_server") -> InstanceSpec:
@@ -173,7 +180,7 @@ class _Expansion:
             keys = [key.get_secret_value() for key in server.api_keys]
             secret = json.dumps({"api_keys": keys}).encode()
         words = flags.api_server_flags(server, self._controller)
-        second = self._api_server(server, beside(name)) if name == "api_server" else None
+        second = self._api_server(server, beside(name)) if "." not in name else None
         return self._instance(
             name,
             "api_server",

@@ -99,7 +99,8 @@ def _is_here(host: str) -> bool:
 
 def _names(cluster: Cluster) -> Iterator[Finding]:
     taken: dict[str, str] = dict.fromkeys(SINGLETONS, "the cluster's own service of that name")
-    taken["api_server.b"] = "what takes over from the API server"
+    for name in ("controller.b", "api_server.b"):  # see roles.beside
+        taken[name] = "what takes over from the cluster's own service"
     taken["supervisor"] = "the supervisor itself, for its log"
     for service, worker in cluster.workers.items():
         for i in range(worker.replicas):

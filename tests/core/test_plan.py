@@ -62,9 +62,15 @@ def test_a_moved_port_takes_another_process_and_is_told_as_that() -> None:
 
 
 @pytest.mark.parametrize("role", list(Role))
-def test_only_workers_are_rolled_out(role: Role) -> None:
+def test_only_workers_and_the_api_server_are_rolled_out(role: Role) -> None:
     change = the_change(worker(role=role), worker(role=role, launch="another"))
-    assert change.action is (Action.ROLL_OUT if role is Role.WORKER else Action.RESTART)
+    rolls = role in (Role.WORKER, Role.API_SERVER)
+    assert change.action is (Action.ROLL_OUT if rolls else Action.RESTART)
+
+
+def test_a_controller_that_moves_starts_beside_the_old_one() -> None:
+    old, new = (instance("controller", port=port, surge=True) for port in (1, 2))
+    assert the_change(old, new).action is Action.ROLL_OUT
 
 
 # ---------------------------------------------------------------- the two forms of a target
