@@ -219,7 +219,7 @@ class Controller(PythonService):
     """Address of a controller that runs elsewhere, `http://host:21001`; nothing is started here."""
     host: Restarts[Host] = "127.0.0.1"
     """Address to listen on. The controller has no authentication: keep it on loopback."""
-    port: Restarts[Port] = 21001
+    port: Replace[Port] = 21001
     """Port to listen on."""
     dispatch_method: Restarts[Literal["lottery", "shortest_queue"]] = "shortest_queue"
     """How the controller picks one of a model's workers."""
