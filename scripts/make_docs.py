@@ -100,7 +100,8 @@ is stopped and started again; *replace*: a worker's replicas are rolled out one 
 time. What stops is drained first. `llm-supervisor plan` shows what a saved file would do.
 
 **Errors.** All errors of a file are shown at once, each as `file:line:column: path: what is wrong,
-what to do`. The exit status is 2, and nothing has been started. A running cluster goes on with the last good file.
+what to do`. The exit status is 2, and nothing has been started. A running cluster goes on with the
+last good file.
 """
 
 SECTIONS = {
