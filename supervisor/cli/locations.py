@@ -75,6 +75,8 @@ def _run_dir_in_file(path: Path) -> str | None:
     """Just enough of the file to find ``run_dir``, whatever else is wrong with it."""
     from supervisor.spec.document import parse
 
+    if not path.is_file():  # nor a pipe, which would keep us waiting
+        return None
     try:
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError:

@@ -6,6 +6,7 @@ only moved is no difference.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from supervisor.spec.problems import Path, dotted
 _UNTOLD = frozenset({"env", "args", "command", "api_keys"})
 """Fields that may hold secrets, or are too long for a sentence."""
 _LONGEST = 60
+_USER_INFO = re.compile(r"//[^/@\s]*@")
+"""Name and password in a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,4 +96,5 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple):
         value = f"[{', '.join(map(str, value))}]"
     text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = _USER_INFO.sub("//***@", text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -588,7 +588,7 @@ def _defaults_model() -> type[Model]:
                     kept = Annotated[kept, constraint]
                 fields[name] = (kept | None, Field(default=None, description=field.description))
     fields["kind"] = (
-        Literal[tuple(WORKER_KINDS)] | None,
+        Nothing[Literal[tuple(WORKER_KINDS)] | None],  # type: ignore[misc]
         Field(None, description="Kind of worker."),
     )
     return create_model(

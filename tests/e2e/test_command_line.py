@@ -462,3 +462,11 @@ sys.exit(status)
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["instances"]
+
+
+def test_a_pipe_in_place_of_the_file_keeps_nobody_waiting(cluster: Cluster) -> None:
+    os.mkfifo(cluster.file)
+    done = subprocess.run(
+        [*COMMAND, "status", "-c", str(cluster.file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr

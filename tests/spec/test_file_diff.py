@@ -425,3 +425,10 @@ def test_any_single_change_is_found_at_its_place(values: Any) -> None:
         found = differences(cluster, with_other(cluster, path))
         assert [one.path for one in found] == [path]
         assert isinstance(found[0], Difference)
+
+
+def test_a_password_in_an_address_is_not_told(write: Writer) -> None:
+    text = "services: {a: {command: [x], ready: {http: '%s'}}}"
+    old, new = (write.load(text % url).cluster for url in ("http://x/", "http://me:pw@x/"))
+    assert "pw" not in str(differences(old, new))
+    assert "//***@x/" in str(differences(old, new)[0])
