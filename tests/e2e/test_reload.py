@@ -886,3 +886,16 @@ def test_edits_leak_nothing(desk: Desk) -> None:
         return now <= before
 
     until(as_before, "all is closed and ended")
+
+
+def test_a_file_that_is_named_before_it_is_there_is_applied_when_it_comes(desk: Desk) -> None:
+    desk.running(TWO)
+    before = desk.pids()
+    desk.save(TWO + sleep("three", more="env_file: three.env"))
+    until(lambda: "three.env" in str(desk.status()["cluster"]["problems"]), "it is missing")
+    assert desk.pids() == before
+    (desk.cluster.folder / "three.env").write_text("A=first\n")
+    first = desk.until("three", "ready")["pid"]
+    (desk.cluster.folder / "three.env").write_text("A=second\n")
+    until(lambda: desk.instance("three")["pid"] not in (None, first), "it has the other variable")
+    assert desk.status()["cluster"]["problems"] == []
