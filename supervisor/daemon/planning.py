@@ -46,7 +46,7 @@ def planned(
                 action=change.action.value,
                 reason="; ".join(cause.text for cause in causes) or change.reason,
                 causes=causes,
-                requests=_requests(change.action, spec, wanted),
+                requests=_requests(change.action, spec, running.get(change.slot), wanted),
                 command=list(spec.argv) if stays else [],
                 env=[name for name, _ in spec.env] if stays else [],
                 wave=waves.get(change.slot, 0),
@@ -106,7 +106,12 @@ def _cause(difference: Difference, file: ClusterFile) -> CauseView:
     )
 
 
-def _requests(action: Action, spec: InstanceSpec, wanted: Mapping[str, InstanceSpec]) -> str:
+def _requests(
+    action: Action,
+    spec: InstanceSpec,
+    old: InstanceSpec | None,
+    wanted: Mapping[str, InstanceSpec],
+) -> str:
     """What it means for those who chat."""
     drain = f"its requests may finish, for {format_duration(spec.drain_timeout)} at most"
     match action:
@@ -118,6 +123,10 @@ def _requests(action: Action, spec: InstanceSpec, wanted: Mapping[str, InstanceS
             return drain if spec.in_rotation else "what it serves ends"
         case Action.ROLL_OUT if spec.role is Role.CONTROLLER:
             return "go on; the old one goes when no API server asks it any more"
+        case Action.ROLL_OUT if old and old.listen != spec.listen and old.port == spec.port:
+            return f"new connections are refused for a moment; {drain}"
+        case Action.ROLL_OUT if spec.role is Role.API_SERVER and old and old.port != spec.port:
+            return f"go on at the old port until the new one answers at the new one, then {drain}"
         case Action.ROLL_OUT if spec.role is Role.API_SERVER:
             return f"go on; the new one takes over on the same socket, then {drain}"
         case Action.ROLL_OUT if spec.surge and spec.beside is not None:

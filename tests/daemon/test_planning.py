@@ -712,3 +712,19 @@ def test_keys_that_a_file_lists_are_rolled_out_untold(world: World) -> None:
     (change,) = changes_of(view)
     assert (change.instance, change.action) == ("api_server", "roll out")
     assert "never-to-be-seen" not in view.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"allow_credentials": True}, "on the same socket"),
+        ({"host": "0.0.0.0"}, "refused for a moment"),
+        ({"port": 18888}, "at the old port until the new one answers"),
+    ],
+)
+def test_what_a_change_of_the_api_server_means_for_requests(
+    world: World, options: Values, says: str
+) -> None:
+    values = {"workers": {"w": {"model_path": "o/n"}}, "api_server": {"port": 8888}}
+    after = {**values, "api_server": {"port": 8888, **options}}
+    assert says in world.change(values, after).change("api_server").requests
