@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Iterator
 
-from supervisor.spec.masking import masked
+from supervisor.spec.masking import masked_diff
 
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
 def print_diff(old: str, new: str, name: str) -> None:
-    """Coloured on a terminal."""
-    lines = list(_lines(old, new, name))
+    """Coloured on a terminal, and without secrets: it may end up in the logs of who runs us."""
+    lines = masked_diff(old, new, name)
     if not sys.stdout.isatty():
         print("\n".join(lines))
         return
@@ -23,12 +21,3 @@ def print_diff(old: str, new: str, name: str) -> None:
     for text in lines:
         colour = "bold" if text.startswith(("---", "+++")) else _COLOURS.get(text[:1])
         console.print(text, style=colour, markup=False)
-
-
-def _lines(old: str, new: str, name: str) -> Iterator[str]:
-    """Lines end at a line feed only; what else ends one to Python is shown as it is. Secrets are
-    not: diffs end up in the logs of whoever runs us."""
-    shown = (masked(old), masked(new))
-    before, after = (text.removesuffix("\n").split("\n") if text else [] for text in shown)
-    for line in difflib.unified_diff(before, after, name, f"{name} (new)", lineterm=""):
-        yield line.rstrip("\r")

@@ -148,15 +148,6 @@ def next_steps(
     return list(_without_collisions(steps, places))
 
 
-def serving(members: Iterable[Member]) -> dict[str, InstanceSpec]:
-    """By slot, the instance that stands for it: the ready one, or whichever there is."""
-    standing: dict[str, InstanceSpec] = {}
-    for member in sorted(members, key=_rank):
-        if not member.leaving:
-            standing.setdefault(member.spec.slot, member.spec)
-    return standing
-
-
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a change has come: sentences for people."""

@@ -31,6 +31,8 @@ from supervisor.daemon.planning import changes_of
 from supervisor.daemon.reconciler import GoDown, Reconciler, StartSlot, StopSlot
 from supervisor.daemon.reload import Reloader
 from supervisor.runtime.logs import follow, last_words, tail
+from supervisor.runtime.safewrite import WriteError
+from supervisor.spec.editing.tree import EditError
 from supervisor.spec.problems import SpecError, dotted
 
 _MAX_BODY = 8 * 1024 * 1024
@@ -123,9 +125,6 @@ async def post_reload(daemon: Daemon, request: web.Request) -> views.ReloadView:
 
 async def post_edit(daemon: Daemon, request: web.Request) -> views.EditView:
     """Edit the file, keeping its comments, and apply it; with `dry_run` only say what it does."""
-    from supervisor.runtime.safewrite import WriteError
-    from supervisor.spec.editing.tree import EditError
-
     _refuse_if_going_down(daemon)
     wish = await _body(request, Edits)
     try:

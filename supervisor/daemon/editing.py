@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from supervisor.daemon.planning import changes_of
 from supervisor.daemon.reload import Reloader
 from supervisor.daemon.views import EditView
-from supervisor.spec.masking import masked
+from supervisor.runtime.safewrite import replace
+from supervisor.spec.masking import masked_diff
 
 
 class Edit(BaseModel):
@@ -51,22 +51,12 @@ class Edits(BaseModel):
 
 async def carry_out(wish: Edits, reloader: Reloader) -> EditView:
     """Raises EditError, SpecError (nothing was written), and WriteError."""
-    # The library behind it is large, and not every supervisor is ever asked.
-    from supervisor.runtime.safewrite import replace
-
     path = reloader.file.path
     raw = path.read_bytes()
     old = raw.decode()
     new = await asyncio.to_thread(_edited, old, wish.edits)
     plan = await reloader.plan(new.removeprefix("\ufeff"))
-    diff = "".join(
-        difflib.unified_diff(
-            masked(old).splitlines(keepends=True),
-            masked(new).splitlines(keepends=True),
-            str(path),
-            str(path),
-        )
-    )
+    diff = "".join(f"{line}\n" for line in masked_diff(old, new, str(path)))
     number = reloader.journal.number
 
     async def write_and_apply() -> None:
@@ -81,6 +71,7 @@ async def carry_out(wish: Edits, reloader: Reloader) -> EditView:
 
 
 def _edited(text: str, edits: list[Edit]) -> str:
+    # The library behind it is large, and not every supervisor is ever asked.
     from supervisor.spec.editing import edit
 
     for one in edits:

@@ -244,10 +244,6 @@ class Reconciler:
         for name in names:
             self.deliver(name, StartRequested(reason))
 
-    def stop_instances(self, names: Iterable[str], reason: str) -> None:
-        for name in names:
-            self.deliver(name, StopRequested(reason))
-
     def restart_instances(self, names: Iterable[str], reason: str) -> None:
         for name in names:
             self.deliver(name, RestartRequested(reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,16 @@ def masked(text: str) -> str:
             after = here[column - 1 :].replace(value, _MASK, 1)
             lines[line - 1] = here[: column - 1] + after
     return "\n".join(lines)
+
+
+def masked_diff(old: str, new: str, name: str) -> list[str]:
+    """The lines of a unified diff. Lines end at a line feed only; what else ends one to Python is
+    shown as it is."""
+    before, after = (
+        text.removesuffix("\n").split("\n") if text else [] for text in (masked(old), masked(new))
+    )
+    found = difflib.unified_diff(before, after, name, f"{name} (new)", lineterm="")
+    return [line.rstrip("\r") for line in found]
 
 
 def _secrets(value: Any, path: Path) -> Iterator[tuple[Path, str]]:

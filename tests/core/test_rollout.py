@@ -33,7 +33,6 @@ from supervisor.core.rollout import (
     Swap,
     next_steps,
     progress,
-    serving,
 )
 
 
@@ -935,17 +934,6 @@ def test_what_waits_in_vain_has_failed_and_is_not_under_way() -> None:
 
 def _member(spec: InstanceSpec, state: State, *, wanted: bool = True, **fields: Any) -> Member:
     return Member(spec, Status(state=state, wanted=wanted), **fields)
-
-
-def test_the_ready_one_stands_for_a_slot_and_never_one_that_leaves() -> None:
-    old, new = surge(), surge(launch="B").beside
-    assert serving([]) == {}
-    members = [_member(new, State.STARTING), _member(old, State.READY)]
-    assert serving(members)["vicuna-0"] is old
-    gone = [_member(new, State.UNREADY), _member(old, State.READY, leaving=True)]
-    assert serving(gone)["vicuna-0"] is new
-    stopped = [_member(old, State.STOPPED, wanted=False), _member(new, State.BACKOFF)]
-    assert serving(stopped)["vicuna-0"] is new
 
 
 def test_of_two_that_are_wanted_as_they_are_the_more_useful_one_stays() -> None:

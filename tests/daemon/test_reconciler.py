@@ -29,6 +29,7 @@ from supervisor.core.lifecycle import (
     SpawnFailed,
     Stage,
     State,
+    StopRequested,
 )
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.reconciler import (
@@ -170,6 +171,10 @@ class Story:
 
     async def ready(self) -> None:
         await self.reconciler.until(lambda: self.reconciler.state is ClusterState.READY)
+
+    def stop_instances(self, names: Iterable[str], reason: str) -> None:
+        for name in names:
+            self.reconciler.deliver(name, StopRequested(reason))
 
     def states(self) -> set[State]:
         return {status.state for status in self.reconciler.statuses.values()}
@@ -400,7 +405,7 @@ async def test_one_that_can_never_start_ends_in_failed_and_disturbs_nobody() -> 
 @story
 async def test_stop_and_start_of_one_service_leave_the_others_alone() -> None:
     async with running() as told:
-        told.reconciler.stop_instances(["vicuna-0"], "asked to stop")
+        told.stop_instances(["vicuna-0"], "asked to stop")
         await told.until(vicuna_0=State.STOPPED)
         assert told.reconciler.state is ClusterState.READY, "it was stopped on purpose"
         told.reconciler.start_instances(["vicuna-0"], "asked to start")
@@ -423,7 +428,7 @@ async def test_restart_of_everything_comes_up_in_order_again() -> None:
 async def test_a_worker_stopped_and_started_with_its_controller_waits_for_it() -> None:
     async with running() as told:
         told.engine.hold("exit vicuna-0")
-        told.reconciler.stop_instances(["vicuna-0", "controller"], "asked to stop")
+        told.stop_instances(["vicuna-0", "controller"], "asked to stop")
         told.reconciler.start_instances([], "nobody")
         await told.until(vicuna_0=State.STOPPING)
         told.reconciler.start_instances(["vicuna-0"], "asked to start")
@@ -445,7 +450,7 @@ async def test_one_that_waits_in_vain_says_for_whom_until_somebody_helps() -> No
         told.reconciler.start_instances(["api_server"], "asked to start")
         await told.until(webui=State.READY)
         assert told.reconciler.blocked_by("webui") == []
-        told.reconciler.stop_instances(["api_server"], "asked to stop")
+        told.stop_instances(["api_server"], "asked to stop")
         await told.until(api_server=State.STOPPED)
         told.reconciler.restart_instances(["webui"], "asked to restart")
         await told.reconciler.until(lambda: told.reconciler.blocked_by("webui") == ["api_server"])
@@ -477,7 +482,7 @@ async def test_a_crash_loop_without_a_startup_probe_degrades_the_cluster_once() 
 async def test_what_is_said_of_an_instance_that_is_not_there_is_not_heard() -> None:
     async with running(CONTROLLER) as told:
         told.reconciler.post(InstanceEvent("nobody", Spawned(1, 1)))
-        told.reconciler.stop_instances(["controller"], "asked to stop")
+        told.stop_instances(["controller"], "asked to stop")
         await told.until(controller=State.STOPPED)
 
 
@@ -517,7 +522,7 @@ async def test_a_worker_that_falls_silent_degrades_the_cluster_until_it_has_answ
 @story
 async def test_until_answers_only_when_all_messages_are_handled() -> None:
     async with running(CONTROLLER, API) as told:
-        told.reconciler.stop_instances(["api_server"], "asked to stop")
+        told.stop_instances(["api_server"], "asked to stop")
         # It is true now, but what was asked is not done.
         await told.reconciler.until(lambda: True)
         assert told.reconciler.statuses["api_server"].wanted is False
@@ -541,7 +546,7 @@ async def test_an_exception_in_an_effect_does_not_end_supervision() -> None:
         told.engine.dies("vicuna-1")
         await told.reconciler.until(lambda: told.order("spawn").count("vicuna-1") == 2)
         await told.until(vicuna_1=State.READY)
-        told.reconciler.stop_instances(["webui"], "asked to stop")
+        told.stop_instances(["webui"], "asked to stop")
         await told.until(webui=State.STOPPED)
         told.engine.broken.clear()
         told.engine.runs["vicuna-0"] = told.reconciler.statuses["vicuna-0"].run
@@ -798,5 +803,5 @@ async def test_a_socket_is_kept_while_somebody_is_about_to_serve_on_it() -> None
         want(told, CONTROLLER, surging("B", listen=address))
         await settled(told)
         assert "listen []" not in told.engine.done
-        told.reconciler.stop_instances(["owl-0.b"], "asked to stop")
+        told.stop_instances(["owl-0.b"], "asked to stop")
         await told.reconciler.until(lambda: "listen []" in told.engine.done)
