@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import demo_file
+from demo import demo_file
 from harness import ROOT, Cluster, free_ports, until
 
 pytestmark = pytest.mark.e2e
