@@ -18,7 +18,10 @@ from supervisor.spec.paths import resolve
 if TYPE_CHECKING:
     from supervisor.spec.load import ClusterFile
 
-_RUN_DIR_LINE = re.compile(r"""^(["']?)run_dir\1[ \t]*:.*$""", re.MULTILINE)
+_LINES = {
+    name: re.compile(rf"""^(["']?){name}\1[ \t]*:.*$""", re.MULTILINE)
+    for name in ("run_dir", "log_dir")
+}
 
 
 def config_path(arguments: argparse.Namespace) -> Path:
@@ -61,7 +64,12 @@ def client_run_dir(arguments: argparse.Namespace) -> Path:
     """The run directory of a running supervisor; a file that is broken by now is no obstacle."""
     if arguments.run_dir or os.environ.get("LLM_SUPERVISOR_RUN_DIR"):
         return run_dir(arguments, None)
-    return run_dir(arguments, _run_dir_in_file(config_path(arguments)))
+    return run_dir(arguments, _place_in_file(config_path(arguments), "run_dir"))
+
+
+def client_log_dir(arguments: argparse.Namespace) -> Path:
+    """The folder of the logs, likewise."""
+    return log_dir(arguments, _place_in_file(config_path(arguments), "log_dir"))
 
 
 def _chosen(arguments: argparse.Namespace, in_file: str | None, name: str) -> Path | None:
@@ -71,8 +79,8 @@ def _chosen(arguments: argparse.Namespace, in_file: str | None, name: str) -> Pa
     return resolve(config_path(arguments).absolute().parent, in_file) if in_file else None
 
 
-def _run_dir_in_file(path: Path) -> str | None:
-    """Just enough of the file to find ``run_dir``, whatever else is wrong with it."""
+def _place_in_file(path: Path, name: str) -> str | None:
+    """Just enough of the file to find one of its places, whatever else is wrong with it."""
     from supervisor.spec.document import parse
 
     if not path.is_file():  # nor a pipe, which would keep us waiting
@@ -83,7 +91,7 @@ def _run_dir_in_file(path: Path) -> str | None:
         return None
     values = parse(text, str(path), os.environ).values
     if not isinstance(values, dict):  # not YAML: that line alone may be
-        line = _RUN_DIR_LINE.search(text)
+        line = _LINES[name].search(text)
         values = parse(line.group(), str(path), os.environ).values if line else None
-    chosen = values.get("run_dir") if isinstance(values, dict) else None
+    chosen = values.get(name) if isinstance(values, dict) else None
     return chosen if isinstance(chosen, str) else None

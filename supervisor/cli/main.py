@@ -86,6 +86,12 @@ VERBS = (
         ),
     ),
     Verb("down", "control", "stop everything in order, and the supervisor", (_TIMEOUT, _NO_WAIT)),
+    Verb(
+        "upgrade",
+        "upgrade",
+        "have a newly installed version take over, without touching what runs",
+        (_TIMEOUT,),
+    ),
     Verb("status", "status", "what runs, and how it is", (_JSON,)),
     Verb("wait", "wait", "return when the services (or all) are ready", (_SERVICES, _TIMEOUT)),
     Verb("validate", "check", "check the file; nothing is started", ()),

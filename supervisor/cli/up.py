@@ -15,8 +15,16 @@ from typing import IO
 
 from supervisor.cli.client import Client
 from supervisor.cli.failure import DONE, FAILED, USAGE, Failure
-from supervisor.cli.locations import config_path, load_config, log_dir, run_dir
+from supervisor.cli.locations import (
+    client_log_dir,
+    client_run_dir,
+    config_path,
+    load_config,
+    log_dir,
+    run_dir,
+)
 from supervisor.cli.progress import reporter
+from supervisor.daemon.beginning import begins_with_something
 from supervisor.daemon.journal import Entry
 from supervisor.daemon.main import Options, run
 from supervisor.runtime.rundir import AlreadyRunning, RunDir, RunDirError
@@ -24,13 +32,26 @@ from supervisor.spec.problems import SpecError
 
 
 def run_up(arguments: argparse.Namespace) -> int:
-    file = load_config(arguments)
-    options = Options(
-        file=config_path(arguments),
+    options = _options(arguments)
+    return _detach(arguments, options) if arguments.detach else _foreground(arguments, options)
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    path = config_path(arguments)
+    try:
+        file = load_config(arguments)
+    except Failure:
+        # A supervisor that was killed may have left something running, which must not be left
+        # alone because the file is being edited. Where that is can be read all the same.
+        place = client_run_dir(arguments)
+        if not begins_with_something(RunDir(place)):
+            raise
+        return Options(path, place, client_log_dir(arguments))
+    return Options(
+        file=path,
         run_dir=run_dir(arguments, file.cluster.run_dir),
         log_dir=log_dir(arguments, file.cluster.log_dir),
     )
-    return _detach(arguments, options) if arguments.detach else _foreground(arguments, options)
 
 
 # ---------------------------------------------------------------- in the foreground

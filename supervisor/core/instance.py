@@ -117,3 +117,8 @@ class InstanceSpec:
     """The same under another name and port, for a surge; None: no name or port is to be had."""
     secret_input: bytes | None = field(default=None, repr=False)
     """Written to its stdin and closed; how secrets reach it outside argv and environment."""
+
+    @property
+    def is_launchable(self) -> bool:
+        """False for what only a state file tells of: it runs, but nobody knows how to start it."""
+        return bool(self.argv)

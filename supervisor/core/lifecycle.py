@@ -80,6 +80,8 @@ class Status:
     epoch: int = 0
     timer: Timer | None = None
     pid: int | None = None
+    born: int = 0
+    """Start time of the pid in the kernel's ticks: a pid may come again, the two together not."""
     started_at: float | None = None
     ready_at: float | None = None
     restarts: int = 0
@@ -157,6 +159,7 @@ class Hurried:
 class Spawned:
     run: int
     pid: int
+    born: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,11 @@ class Exited:
     signal: str | None
 
     def __str__(self) -> str:
-        return f"was killed by {self.signal}" if self.signal else f"exited with {self.code}"
+        if self.signal:
+            return f"was killed by {self.signal}"
+        if self.code is None:  # not our child, and the kernel does not tell
+            return "ended, nobody saw how"
+        return f"exited with {self.code}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +397,7 @@ def _hurried(status: Status, event: Hurried, at: _Moment) -> Step:
 
 
 def _spawned(status: Status, event: Spawned, at: _Moment) -> Step:
-    alive = replace(status, pid=event.pid, started_at=at.now)
+    alive = replace(status, pid=event.pid, born=event.born, started_at=at.now)
     match status.state:
         case State.STARTING if at.spec.startup is None:
             return _answered(alive, "it runs, and has no startup probe", at)
@@ -622,6 +629,9 @@ def _times(count: int) -> str:
 
 
 def _spawn(status: Status, reason: str, at: _Moment, *, restart: bool = False) -> Step:
+    if not at.spec.is_launchable:
+        why = f"{reason}; but how it was started is known to an earlier supervisor only"
+        return _move(status, State.FAILED, why, at), ()
     status = _move(
         status,
         State.STARTING,

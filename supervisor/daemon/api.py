@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from supervisor.daemon.journal import Entry, Journal
 from supervisor.daemon.planning import changes_of
 from supervisor.daemon.reconciler import GoDown, Reconciler, StartSlot, StopSlot
 from supervisor.daemon.reload import Reloader
+from supervisor.daemon.upgrade import CannotUpgrade
 from supervisor.runtime.logs import follow, last_words, tail
 from supervisor.runtime.safewrite import WriteError
 from supervisor.spec.editing.tree import EditError
@@ -53,6 +55,9 @@ class Daemon:
     """Seconds since the epoch."""
     log_path: Callable[[str], Path]
     reloader: Reloader
+    upgrades: int
+    upgrade: Callable[[], Awaitable[None]]
+    """Raises CannotUpgrade."""
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -79,6 +84,7 @@ async def get_status(daemon: Daemon, request: web.Request) -> views.StatusView:
             pid=os.getpid(),
             version=__version__,
             since=_iso(daemon.started),
+            upgrades=daemon.upgrades,
             run_dir=str(daemon.run_dir),
             log_dir=str(daemon.log_dir),
             last_event=daemon.journal.number,
@@ -201,6 +207,19 @@ async def post_down(daemon: Daemon, request: web.Request) -> views.AcceptedView:
     """Stop everything in order, then end; a second time: without grace."""
     daemon.reconciler.post(GoDown("asked to stop the cluster"))
     return views.AcceptedView(instances=list(daemon.reconciler.specs))
+
+
+async def post_upgrade(daemon: Daemon, request: web.Request) -> views.AcceptedView:
+    """Become the program that is installed now: same pid, nothing else is touched.
+
+    It answers before it does; it is done when `upgrades` in the status has grown.
+    """
+    _refuse_if_going_down(daemon)
+    try:
+        await daemon.upgrade()
+    except CannotUpgrade as error:
+        raise Refusal(409, f"not upgraded: {error}; the program that runs goes on") from None
+    return views.AcceptedView(instances=[])
 
 
 async def get_wait(daemon: Daemon, request: web.Request) -> views.WaitView:
@@ -457,6 +476,7 @@ ROUTES = (
     Route("GET", "/v1/settled", get_settled, views.SettledView, ("service", "timeout")),
     Route("GET", "/v1/events", get_events, views.EventsView, ("after", "follow")),
     Route("POST", "/v1/down", post_down, views.AcceptedView),
+    Route("POST", "/v1/upgrade", post_upgrade, views.AcceptedView),
     Route("GET", "/v1/services/{name}/why", get_why, views.WhysView),
     Route("GET", "/v1/services/{name}/logs", get_logs, None, ("lines", "follow")),
     Route("POST", "/v1/services/{name}/start", post_start, views.AcceptedView),
@@ -526,14 +546,17 @@ class Api:
             access_log=None,
             shutdown_timeout=0.2,
         )
+        self._site: web.SockSite | None = None
 
-    async def start(self, socket: Path) -> None:
-        await self._runner.setup()
-        before = os.umask(0o177)  # nobody else may open it, not even for a moment
-        try:
-            await web.UnixSite(self._runner, str(socket)).start()
-        finally:
-            os.umask(before)
+    async def listen(self, listener: socket.socket) -> None:
+        """Serve on this socket from now on, instead of another one."""
+        if self._runner.server is None:
+            await self._runner.setup()
+        site = web.SockSite(self._runner, listener)
+        await site.start()
+        if self._site is not None:
+            await self._site.stop()
+        self._site = site
 
     async def close(self) -> None:
         await self._runner.cleanup()

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
-from supervisor.runtime import tree
 from supervisor.runtime.rundir import AlreadyRunning, RunDirError
-
-
-class LeftBehind(AlreadyRunning):
-    """A supervisor was killed, and what it ran goes on. Adoption is not built yet."""
-
-    def __init__(self, found: Mapping[int, str]) -> None:
-        names = ", ".join(f"{mark.partition('/')[2]} (pid {pid})" for pid, mark in found.items())
-        RunDirError.__init__(
-            self,
-            f"an earlier supervisor was killed, and left running: {names}; "
-            f"end them first: kill {' '.join(map(str, found))}",
-        )
 
 
 class AlreadyLogging(AlreadyRunning):
@@ -32,17 +18,10 @@ class AlreadyLogging(AlreadyRunning):
         )
 
 
-def refuse_leftovers(mark: str) -> None:
-    """Never a second copy of a model beside the first."""
-    found = tree.marked(f"{mark}/")
-    if found:
-        raise LeftBehind(found)
-
-
-def claim_log_dir(log_dir: Path) -> None:
+def claim_log_dir(log_dir: Path) -> int:
     """One cluster writes into a log folder: two would overwrite each other's lines.
 
-    Held until we end. Raises RunDirError, also where nothing can be written.
+    Held as long as the descriptor is open. Raises RunDirError, also where nothing can be written.
     """
     try:
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -54,4 +33,6 @@ def claim_log_dir(log_dir: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(lock)
         raise AlreadyLogging(log_dir) from None
+    return lock

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import shlex
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from supervisor.core.lifecycle import (
     Event,
     Exited,
     Stage,
+    Status,
 )
+from supervisor.runtime import leftovers
 from supervisor.runtime.logs import InstanceLogs, last_words
 from supervisor.runtime.processes import Processes
 from supervisor.spec.model import Logs
@@ -71,6 +74,37 @@ class LocalEffects:
     def spawn(self, spec: InstanceSpec, run: int) -> None:
         self._processes.spawn(spec, run, functools.partial(self._open_log, spec))
 
+    def adopt(self, spec: InstanceSpec, status: Status) -> None:
+        assert status.pid is not None
+        settings = self._log_settings
+        self._logs.define(spec.name, max_bytes=settings.max_size, keep=settings.keep)
+        self._logs.mark(spec.name, f"pid {status.pid} goes on, supervised by pid {os.getpid()}")
+        if spec.listen is not None:
+            self._take_socket(spec, spec.listen, status.pid)
+        told = status.stage not in (None, Stage.DRAIN)
+        self._processes.adopt(spec.name, status.run, status.pid, status.born, told=told)
+
+    def clear(self, name: str) -> None:
+        self._processes.clear(name)
+
+    def _take_socket(self, spec: InstanceSpec, address: tuple[str, int], pid: int) -> None:
+        """A successor is to get the same socket."""
+        listeners = self._processes.listeners
+        if address in listeners.descriptors:
+            return
+        try:
+            listener = leftovers.listening_socket(pid)
+        except OSError as error:
+            log.warning(
+                "cannot take over the socket of %s: %s; until it has been stopped and started, "
+                "a change of it fails",
+                spec.name,
+                error.strerror,
+            )
+            return
+        if listener is not None:
+            listeners.adopt(address, listener)
+
     def signal(self, spec: InstanceSpec, stage: Stage) -> None:
         self._processes.signal(spec.name, stage)
 
@@ -93,6 +127,10 @@ class LocalEffects:
     def controller_is_new(self, spec: InstanceSpec) -> None:
         if spec.address is not None and self._external_controller is None:
             self._http.rotation.controller_is_at(spec.address, expires=False)
+
+    def controller_goes_on(self, spec: InstanceSpec) -> None:
+        self.controller_is_new(spec)
+        self._in_background(self._http.rotation.forget_strangers())
 
     def forget(self, spec: InstanceSpec) -> None:
         self._ended.pop(spec.name, None)

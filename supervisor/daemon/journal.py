@@ -36,6 +36,10 @@ class Journal:
         """Of the last entry."""
         return self._number
 
+    def go_on_from(self, number: int) -> None:
+        """Number what comes as if this journal were that of an earlier supervisor."""
+        self._number = max(self._number, number)
+
     def listen(self, listener: Callable[[Entry], None]) -> None:
         self._listeners.append(listener)
 

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import functools
 import logging
 import os
 import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from supervisor.core.instance import InstanceSpec
-from supervisor.daemon import claims
+from supervisor import __version__
+from supervisor.daemon import claims, state, upgrade
+from supervisor.daemon.beginning import Beginning, begin, mark_of
 from supervisor.daemon.effects import LocalEffects
 from supervisor.daemon.journal import Entry, Journal
-from supervisor.daemon.prepare import ports_of, prepare
-from supervisor.daemon.reconciler import GoDown, Reconciler
+from supervisor.daemon.keeper import Keeper
+from supervisor.daemon.prepare import ports_of
+from supervisor.daemon.reconciler import GoDown, HandOver, Reconciler
 from supervisor.daemon.reload import Reloader
+from supervisor.daemon.upgrade import CannotUpgrade, Handover
 from supervisor.runtime.logs import InstanceLogs
 from supervisor.runtime.processes import Processes
 from supervisor.runtime.rundir import RunDir, RunDirError
 from supervisor.runtime.watch import FileWatch
-from supervisor.spec.load import ClusterFile, load
+from supervisor.spec.load import ClusterFile
 
 if TYPE_CHECKING:
     from supervisor.daemon.api import Api
 
 log = logging.getLogger(__name__)
+
+_ANSWER_FIRST = 0.1
+"""Seconds for the answer to whoever has asked for an upgrade, before there is nobody to send it."""
 
 
 @dataclass(frozen=True)
@@ -42,141 +49,255 @@ class Options:
     log_dir: Path
 
 
-def run(options: Options, environ: Mapping[str, str], listener: Callable[[Entry], None]) -> None:
+def run(
+    options: Options, environ: MutableMapping[str, str], listener: Callable[[Entry], None]
+) -> None:
     """Run the cluster until it is told to stop. Blocks.
 
     Raises SpecError (the file, or a port, is no good; nothing was started) and RunDirError.
     """
-    file = load(options.file, environ)
+    handover = upgrade.received(environ)
     run_dir = RunDir(options.run_dir)
-    run_dir.claim()
+    if handover is None:
+        run_dir.claim()
+    else:
+        run_dir.inherit(handover.run_dir_lock)
     try:
-        claims.refuse_leftovers(_mark(run_dir))
-        specs = prepare(file, run_dir.remembered_ports(), environ)
-        claims.claim_log_dir(options.log_dir)
-        run_dir.remember_ports(ports_of(specs.values()))
-        asyncio.run(_serve(file, specs, options, run_dir, environ, listener))
+        beginning = begin(options.file, run_dir, environ, handover.known if handover else None)
+        log_lock = handover.log_dir_lock if handover else claims.claim_log_dir(options.log_dir)
+        os.set_inheritable(log_lock, False)
+        run_dir.remember_ports(ports_of(beginning.wanted.values()))
+        running = _Running(options, run_dir, log_lock, beginning, handover, environ, listener)
+        asyncio.run(running.serve())
     finally:
         run_dir.release()
 
 
-async def _serve(
-    file: ClusterFile,
-    specs: dict[str, InstanceSpec],
-    options: Options,
-    run_dir: RunDir,
-    environ: Mapping[str, str],
-    listener: Callable[[Entry], None],
-) -> None:
-    started = time.time()
-    journal = Journal(time.time)
-    journal.listen(listener)
-    processes = Processes(_mark(run_dir), environ, lambda *event: reconciler.deliver(*event))
-    processes.start()
-    logs = InstanceLogs(run_dir.path, options.log_dir, on_writer_exit=_warn_of_log_writer)
-    effects = LocalEffects(
-        processes,
-        logs,
-        file.cluster.logs,
-        file.cluster.controller.external if file.cluster.controller else None,
-        deliver=lambda *event: reconciler.deliver(*event),
-    )
-    reconciler = Reconciler(specs, effects, journal)
-    reloader = Reloader(file, specs, reconciler, effects, journal, run_dir, environ)
-    watch = FileWatch(lambda: in_background(reloader.reload_quietly()))
-    watched: set[Path] = set()
+class _Running:
+    """All parts of a supervisor that runs."""
 
-    def look_after(now: ClusterFile, named: Collection[Path]) -> None:
-        """Watch the file and all it names; what is new among them may have changed since."""
-        files = {now.path, *now.named, *named} if now.cluster.watch else set()
-        news = files - watched
-        watched.clear()
-        watched.update(files)
-        watch.watch(files)
-        if news:
-            in_background(reloader.reload_quietly())
-
-    tasks: set[asyncio.Task[None]] = set()
-
-    def in_background(work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    try:
-        await _start_logs(logs, processes, specs)
-        _listen_to_signals(reconciler, lambda: in_background(reloader.reload_quietly()))
-        supervising = asyncio.create_task(reconciler.run())
-        reconciler.start_instances(specs, "the cluster starts")
-        await asyncio.sleep(0)  # the first processes are started here, before the API is imported
-        from supervisor.daemon.api import Api, Daemon
-
-        daemon = Daemon(
-            reconciler=reconciler,
-            journal=journal,
-            file=options.file.absolute(),
-            run_dir=run_dir.path,
-            log_dir=options.log_dir.absolute(),
-            started=started,
-            log_path=logs.path,
-            reloader=reloader,
+    def __init__(
+        self,
+        options: Options,
+        run_dir: RunDir,
+        log_lock: int,
+        beginning: Beginning,
+        handover: Handover | None,
+        environ: MutableMapping[str, str],
+        listener: Callable[[Entry], None],
+    ) -> None:
+        self._options = options
+        self._run_dir = run_dir
+        self._log_lock = log_lock
+        self._beginning = beginning
+        self._handover = handover
+        self._environ = environ
+        self._started = handover.started if handover else time.time()
+        self._upgrades = handover.upgrades if handover else 0
+        self._control: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watched: set[Path] = set()
+        """The files that make the cluster file up."""
+        file, wanted = beginning.file, beginning.wanted
+        self._journal = Journal(time.time)
+        self._journal.listen(listener)
+        self._processes = Processes(mark_of(run_dir), environ, self._deliver)
+        self._logs = InstanceLogs(run_dir.path, options.log_dir, on_writer_exit=_warn_of_log_writer)
+        self._effects = LocalEffects(
+            self._processes,
+            self._logs,
+            file.cluster.logs,
+            file.cluster.controller.external if file.cluster.controller else None,
+            deliver=self._deliver,
         )
-        async with _listening(Api(daemon), run_dir):
-            reloader.read = look_after
-            look_after(file, ())
-            await supervising
-    finally:
-        # Also when something went wrong halfway: nothing may run without a supervisor.
-        await watch.close()
-        await effects.close()
-        await processes.close(spare=logs.writer_pid)
-        await logs.close()
-        _ignore_signals()
+        self._keeper = Keeper(run_dir, lambda: self._reconciler.known)
+        self._reconciler = Reconciler(wanted, self._effects, self._journal, self._keeper.noted)
+        self._reloader = Reloader(
+            file, wanted, self._reconciler, self._effects, self._journal, run_dir, environ
+        )
 
+    def _deliver(self, *event: Any) -> None:
+        self._reconciler.deliver(*event)
 
-@contextlib.asynccontextmanager
-async def _listening(api: Api, run_dir: RunDir) -> AsyncIterator[None]:
-    try:
-        await api.start(run_dir.socket)
-    except OSError as error:
-        raise RunDirError(f"cannot open the socket {run_dir.socket}: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        await api.close()
+    # ------------------------------------------------------------ life
 
+    async def serve(self) -> None:
+        """From the first process to the last."""
+        watch = FileWatch(lambda: self._in_background(self._reloader.reload_quietly()))
+        down = False
+        try:
+            self._processes.start()
+            await self._start_logs()
+            self._listen_to_signals()
+            await self._start_instances()
+            supervising = asyncio.create_task(self._supervise())
+            await asyncio.sleep(
+                0
+            )  # the first processes are started here, before the API is imported
+            async with self._serving_the_api() as api:
+                self._keeper.restored = lambda: self._in_background(self._open_socket(api))
+                self._reloader.read = functools.partial(self._look_after, watch)
+                self._look_after(watch, self._beginning.file, ())
+                self._in_background(self._keeper.watch())
+                await supervising
+            down = True
+        finally:
+            # Also when something went wrong halfway: nothing may run without a supervisor.
+            for task in self._tasks:
+                task.cancel()
+            await watch.close()
+            await self._effects.close()
+            await self._processes.close(spare=self._logs.writer_pid)
+            await self._logs.close()
+            self._keeper.close(forget=down)
+            _ignore_signals()
 
-async def _start_logs(
-    logs: InstanceLogs, processes: Processes, specs: Mapping[str, InstanceSpec]
-) -> None:
-    try:
-        await logs.start()
-    except OSError as error:
-        raise RunDirError(f"cannot start the log writer: {error}") from None
-    for name in logs.names - specs.keys():
-        logs.forget(name)
+    async def _supervise(self) -> None:
+        while not await self._reconciler.run():
+            self._become_another()
 
-    def watch() -> None:
-        if logs.writer_pid is not None:
-            processes.adopt_helper(logs.writer_pid, lambda _: exited())
+    async def _start_logs(self) -> None:
+        try:
+            await self._logs.start()
+        except OSError as error:
+            raise RunDirError(f"cannot start the log writer: {error}") from None
+        adoption = self._beginning.adoption
+        there = {one.name for one in adoption.known.members} if adoption else set()
+        for name in self._logs.names - self._beginning.wanted.keys() - there:
+            self._logs.forget(name)
 
-    def exited() -> None:
-        logs.writer_exited()
+        def watch() -> None:
+            if self._logs.writer_pid is not None:
+                self._processes.adopt_helper(self._logs.writer_pid, lambda _: exited())
+
+        def exited() -> None:
+            self._logs.writer_exited()
+            watch()
+
         watch()
 
-    watch()
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            down = GoDown(f"received {number.name}")
+            loop.add_signal_handler(number, self._reconciler.post, down)
+        # A closed terminal sends it, too, and is no reason to stop serving.
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR2, self._upgrade_quietly)
+        upgrade.accept_signals()
+
+    async def _start_instances(self) -> None:
+        for note in self._beginning.notes:
+            log.warning("%s", note)
+        adoption = self._beginning.adoption
+        if adoption is None:
+            self._reconciler.start_instances(self._beginning.wanted, "the cluster starts")
+            return
+        for host, port, descriptor in self._handover.listeners if self._handover else ():
+            listener = socket.socket(fileno=descriptor)
+            listener.set_inheritable(False)
+            self._processes.listeners.adopt((host, port), listener)
+        await self._processes.end([one.pid for one in adoption.unknown])
+        self._reconciler.adopt(adoption)
+        if self._beginning.problems:
+            self._reloader.tell_problems(self._beginning.problems)
+        if self._handover:
+            self._journal.write("", "upgraded", f"version {__version__} goes on, as the same pid")
+
+    # ------------------------------------------------------------ the file
+
+    def _reload(self) -> None:
+        self._in_background(self._reloader.reload_quietly())
+
+    def _look_after(self, watch: FileWatch, now: ClusterFile, named: Collection[Path]) -> None:
+        """Watch the file and all it names; what is new among them may have changed since."""
+        files = {now.path, *now.named, *named} if now.cluster.watch else set()
+        news = files - self._watched
+        self._watched = files
+        watch.watch(files)
+        if news:
+            self._reload()
+
+    # ------------------------------------------------------------ the API
+
+    @contextlib.asynccontextmanager
+    async def _serving_the_api(self) -> AsyncIterator[Api]:
+        from supervisor.daemon.api import Api, Daemon
+
+        api = Api(
+            Daemon(
+                reconciler=self._reconciler,
+                journal=self._journal,
+                file=self._options.file.absolute(),
+                run_dir=self._run_dir.path,
+                log_dir=self._options.log_dir.absolute(),
+                started=self._started,
+                log_path=self._logs.path,
+                reloader=self._reloader,
+                upgrades=self._upgrades,
+                upgrade=self._upgrade,
+            )
+        )
+        try:
+            await self._open_socket(api, self._handover.control_socket if self._handover else None)
+            yield api
+        finally:
+            await api.close()
+
+    async def _open_socket(self, api: Api, inherited: int | None = None) -> None:
+        if inherited is None:
+            self._control = self._run_dir.open_socket()
+        else:
+            self._control = socket.socket(fileno=inherited)
+            self._control.set_inheritable(False)
+        await api.listen(self._control)
+
+    # ------------------------------------------------------------ upgrade
+
+    async def _upgrade(self) -> None:
+        """Set going what ``_become_another`` completes. Raises CannotUpgrade."""
+        await upgrade.try_program(self._to_hand_over(), self._processes, self._environ)
+        loop = asyncio.get_running_loop()
+        loop.call_later(_ANSWER_FIRST, self._reconciler.post, HandOver())
+
+    def _upgrade_quietly(self) -> None:
+        async def attempt() -> None:
+            try:
+                await self._upgrade()
+            except CannotUpgrade as error:
+                self._journal.write("", "upgrade", f"not upgraded: {error}")
+
+        self._in_background(attempt())
+
+    def _become_another(self) -> None:
+        """Does not come back, unless it cannot be done. No message may be waiting."""
+        self._keeper.write_now()  # should the new program die before it can
+        try:
+            upgrade.become(self._to_hand_over(), self._environ)
+        except CannotUpgrade as error:
+            self._journal.write("", "upgrade", f"not upgraded: {error}")
+
+    def _to_hand_over(self) -> Handover:
+        assert self._control is not None
+        listeners = self._processes.listeners.descriptors.items()
+        return Handover(
+            known=state.write(self._reconciler.known),
+            started=self._started,
+            upgrades=self._upgrades + 1,
+            run_dir_lock=self._run_dir.lock,
+            log_dir_lock=self._log_lock,
+            control_socket=self._control.fileno(),
+            listeners=tuple((host, port, number) for (host, port), number in listeners),
+        )
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _warn_of_log_writer(pid: int) -> None:
     log.warning("the log writer (pid %d) ended; starting another, no output is lost", pid)
-
-
-def _listen_to_signals(reconciler: Reconciler, reload: Callable[[], None]) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, reconciler.post, GoDown(f"received {number.name}"))
-    # A closed terminal sends it, too, and is no reason to stop serving.
-    loop.add_signal_handler(signal.SIGHUP, reload)
 
 
 def _ignore_signals() -> None:
@@ -185,8 +306,3 @@ def _ignore_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
-
-
-def _mark(run_dir: RunDir) -> str:
-    """Distinguishes this cluster's processes from those of any other supervisor on the machine."""
-    return hashlib.sha256(os.fsencode(run_dir.path)).hexdigest()[:16]

@@ -44,6 +44,7 @@ from supervisor.core.lifecycle import (
 )
 from supervisor.core.order import blocked, startable, stoppable, waiting_for
 from supervisor.core.plan import changed_settings, form_of
+from supervisor.core.resume import resume
 from supervisor.core.rollout import (
     ROLLOUT_TRIES,
     Abandon,
@@ -60,7 +61,9 @@ from supervisor.core.rollout import (
     next_steps,
     progress,
 )
+from supervisor.daemon.adoption import Adoption
 from supervisor.daemon.journal import Journal
+from supervisor.daemon.state import State as Known
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,8 @@ class Effects(Protocol):
     """Carries decisions out. None of these blocks; what comes of them arrives as an event."""
 
     def spawn(self, spec: InstanceSpec, run: int) -> None: ...
+    def adopt(self, spec: InstanceSpec, status: Status) -> None: ...
+    def clear(self, name: str) -> None: ...
     def signal(self, spec: InstanceSpec, stage: lifecycle.Stage) -> None: ...
     def start_probes(
         self, spec: InstanceSpec, run: int, checks: tuple[lifecycle.Check, ...]
@@ -79,6 +84,7 @@ class Effects(Protocol):
     def drain(self, spec: InstanceSpec, run: int) -> None: ...
     def diagnose(self, spec: InstanceSpec, run: int, ended: str) -> None: ...
     def controller_is_new(self, spec: InstanceSpec) -> None: ...
+    def controller_goes_on(self, spec: InstanceSpec) -> None: ...
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None: ...
     def forget(self, spec: InstanceSpec) -> None: ...
     def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None: ...
@@ -125,12 +131,23 @@ class StartSlot:
     reason: str
 
 
-Message = InstanceEvent | StopSlot | StartSlot | Want | GoDown
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Leave off when all messages until now have been handled: another program goes on."""
+
+
+Message = InstanceEvent | StopSlot | StartSlot | Want | GoDown | HandOver
 
 
 class Reconciler:
+    """``noted`` is called when there is something new in ``known`` that a successor should know."""
+
     def __init__(
-        self, specs: Mapping[str, InstanceSpec], effects: Effects, journal: Journal
+        self,
+        specs: Mapping[str, InstanceSpec],
+        effects: Effects,
+        journal: Journal,
+        noted: Callable[[], None] = lambda: None,
     ) -> None:
         self._wanted = dict(specs)
         self._reasons: Mapping[str, str] = {}
@@ -152,7 +169,11 @@ class Reconciler:
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._dirty = True
+        self._noted = noted
+        self._news = False
+        """Something has happened that a successor should know."""
         self._going_down = False
+        self._handing_over = False
         self._cluster_state = ClusterState.STARTING
         self._blocked: dict[str, list[str]] | None = None
         """Asked of every instance after every change by those who wait; None: work it out anew."""
@@ -253,18 +274,75 @@ class Reconciler:
         while not (self._inbox.empty() and predicate()):
             await self._changed.wait()
 
+    # ------------------------------------------------------------ one supervisor after another
+
+    @property
+    def known(self) -> Known:
+        """All that a successor must know."""
+        return Known(
+            members=tuple(self.members),
+            held=tuple(self._held),
+            histories=dict(self._histories),
+            counts=dict(self._counts),
+            going_down=self._going_down,
+            last_event=self._journal.number,
+        )
+
+    def adopt(self, adoption: Adoption) -> None:
+        """Go on from there, instead of a first start. To be called before ``run``."""
+        known = adoption.known
+        self._journal.go_on_from(known.last_event)
+        self._specs = {one.name: one.spec for one in known.members}
+        self._statuses = {one.name: one.status for one in known.members}
+        self._leaving = {one.name for one in known.members if one.leaving}
+        self._outdated = {one.name for one in known.members if one.outdated}
+        self._held = set(known.held)
+        self._histories = dict(known.histories)
+        self._counts = dict(known.counts)
+        self._sort()
+        for name in adoption.strays:
+            with _surviving(name, "strays"):
+                self._effects.clear(name)
+        for spec, status in self._entries():
+            self._go_on(spec, status)
+        if known.going_down:  # which is over: whoever starts a supervisor wants the cluster up
+            self._held.clear()
+            self.start_instances(self._specs, "the cluster starts")
+
+    def _go_on(self, spec: InstanceSpec, status: Status) -> None:
+        self._set_timer(spec.name, status.timer)
+        if status.pid is not None:
+            with _surviving(spec.name, "adopt"):
+                self._effects.adopt(spec, status)
+            reason = f"adopted, pid {status.pid} goes on: {status.reason}"
+            self._journal.write(spec.name, status.state, reason, status.pid)
+        if spec.role is Role.CONTROLLER and status.state is State.READY:
+            with _surviving(spec.name, "controller_goes_on"):
+                self._effects.controller_goes_on(spec)
+        for effect in resume(status, spec):
+            with _surviving(spec.name, effect, self._could_not(effect, spec.name)):
+                self._carry_out(effect, spec, status)
+
     # ------------------------------------------------------------ the loop
 
-    async def run(self) -> None:
-        """Handle messages until a ``GoDown`` has been carried out."""
+    async def run(self) -> bool:
+        """Handle messages until a ``GoDown`` has been carried out: True.
+
+        False: a ``HandOver`` has come, and no message is left to handle; call it again to go on.
+        """
         while True:
             if self._inbox.empty():
                 if self._dirty:
                     self._settle()
-                if self._going_down and self._all_stopped():
-                    self._tell_waiters()
-                    return
+                if self._news:
+                    self._news = False
+                    self._noted()
                 self._tell_waiters()
+                if self._going_down and self._all_stopped():
+                    return True
+                if self._handing_over and self._inbox.empty():
+                    self._handing_over = False
+                    return False
             message = await self._inbox.get()
             try:
                 self._handle(message)
@@ -295,6 +373,10 @@ class Reconciler:
                 self._want(message)
             case GoDown(reason):
                 self._go_down(reason)
+            case HandOver():
+                self._handing_over = True
+        if not isinstance(message, InstanceEvent):
+            self._news = True
 
     def _go_down(self, reason: str) -> None:
         hurry = self._going_down
@@ -369,6 +451,8 @@ class Reconciler:
                 if changed_settings(before, spec):
                     self._tell(spec, "updated", "its process goes on")
                 self._apply(spec.name, Adjusted(before))
+                if not before.is_launchable and spec.is_launchable:
+                    self._try_again(spec)
             case Swap(spec, reason, start):
                 self._specs[spec.name] = spec
                 self._outdated.discard(spec.name)
@@ -387,8 +471,13 @@ class Reconciler:
                 self._outdated -= {n for n, s in self._specs.items() if s.service == service}
                 reason = f"the rollout is given up: {failure.reason}"
                 self._journal.write(failure.instance, "given up", reason)
-        self._dirty = True
+        self._dirty = self._news = True
         self._blocked = None
+
+    def _try_again(self, spec: InstanceSpec) -> None:
+        """Nobody knew how to start it; now somebody does."""
+        if self._statuses[spec.name].state is State.FAILED:
+            self._apply(spec.name, StartRequested("it is known again how to start it"))
 
     def _forget(self, name: str) -> None:
         spec, status = self._specs.pop(name), self._statuses.pop(name)
@@ -488,6 +577,9 @@ class Reconciler:
             self._outdated.discard(name)  # it is new now
         if after.timer != before.timer:
             self._set_timer(name, after.timer)
+        if isinstance(event, Exited) and not spec.is_launchable:
+            self._histories.pop(spec.slot, None)  # nobody can go back to it
+        self._news = self._news or _is_worth_noting(before, after)
         if isinstance(event, Exited) and after is not before:
             with _surviving(name, event):
                 self._effects.exited(spec, before.pid, event)
@@ -572,6 +664,15 @@ def _surviving(
 def _keeps_crashing(status: Status) -> bool:
     coming = status.state in (State.BACKOFF, State.STARTING)
     return status.state is State.FAILED or (coming and status.streak > ROLLOUT_TRIES)
+
+
+def _is_worth_noting(before: Status, after: Status) -> bool:
+    """What probes have answered last is found out again soon."""
+    return _lasting(before) != _lasting(after)
+
+
+def _lasting(status: Status) -> Status:
+    return replace(status, detail="", misses=0, dead_misses=0)
 
 
 def _is_news(before: Status, after: Status) -> bool:

@@ -60,7 +60,7 @@ class Reloader:
             try:
                 file, wanted = await self._prepare(None)
             except SpecError as error:
-                self._tell_problems(error.problems)
+                self.tell_problems(error.problems)
                 self.read(self.file, error.named)
                 raise
             self._tell_mended()
@@ -148,7 +148,8 @@ class Reloader:
         reasons = {change.instance: change.reason for change in changes}
         self.reconciler.post(Want(wanted, reasons, retry))
 
-    def _tell_problems(self, problems: tuple[Problem, ...]) -> None:
+    def tell_problems(self, problems: tuple[Problem, ...]) -> None:
+        """The file cannot be applied; told once."""
         if problems == self.problems:
             return
         self.problems = problems

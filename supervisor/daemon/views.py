@@ -24,6 +24,8 @@ class ClusterView(View):
     """The supervisor's version."""
     since: str
     """When the supervisor started (ISO 8601, UTC)."""
+    upgrades: int
+    """How often it has become another program since."""
     run_dir: str
     """Run directory."""
     log_dir: str

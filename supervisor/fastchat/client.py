@@ -110,6 +110,12 @@ class Client:
             return False
         return True
 
+    async def workers(self, controller: str, timeout: float) -> list[str]:
+        """Addresses of all registered workers; only our own controller tells them."""
+        limit = aiohttp.ClientTimeout(total=timeout)
+        async with self._session.get(f"{controller}/workers", timeout=limit) as response:
+            return list((await self._read(response)).get("workers", {}))
+
     async def heartbeat(
         self, controller: str, worker: str, queue_length: int, timeout: float
     ) -> bool:

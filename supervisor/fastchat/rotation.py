@@ -52,12 +52,12 @@ class Rotation:
         self._unsettle(worker)
 
     def leave(self, spec: InstanceSpec) -> None:
-        """Take a worker out of rotation, at once."""
-        worker = self._workers.get(_address(spec))
-        if worker is not None:
-            worker.spec = worker.entered = None
-            worker.queue_length = 0
-            self._unsettle(worker)
+        """Take a worker out of rotation, at once; also one that another supervisor has put in."""
+        address = _address(spec)
+        worker = self._workers.setdefault(address, _Worker(address))
+        worker.spec = worker.entered = None
+        worker.queue_length = 0
+        self._unsettle(worker)
 
     async def until_out(self, spec: InstanceSpec) -> None:
         """Return when a worker that has left gets no requests any more."""
@@ -70,6 +70,20 @@ class Rotation:
         self._controller, self._expires = address, expires
         for worker in self._workers.values():
             if worker.spec is not None:
+                self._unsettle(worker)
+
+    async def forget_strangers(self) -> None:
+        """Take out of our own controller all that is not ours to keep there: an earlier supervisor
+        may have put it in, and have left no note of it. Never raises."""
+        try:
+            registered = await self._client.workers(self._controller, _TIMEOUT)
+        except (*Fault, Refused) as fault:
+            log.warning("cannot see which workers the controller knows: %s", fault)
+            return
+        for address in registered:
+            if address not in self._workers:
+                log.info("%s is registered, but none of ours: it is taken out", address)
+                worker = self._workers[address] = _Worker(address)
                 self._unsettle(worker)
 
     async def report_queue(self, spec: InstanceSpec, queue_length: int) -> None:

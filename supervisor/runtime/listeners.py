@@ -34,6 +34,16 @@ class Listeners:
             self._sockets[address] = _listen(address)
         return self._sockets[address].fileno()
 
+    def adopt(self, address: Address, listener: socket.socket) -> None:
+        """Go on with a socket that somebody else has opened."""
+        if (old := self._sockets.pop(address, None)) is not None:
+            old.close()
+        self._sockets[address] = listener
+
+    @property
+    def descriptors(self) -> dict[Address, int]:
+        return {address: one.fileno() for address, one in self._sockets.items()}
+
     def keep(self, addresses: Collection[Address]) -> None:
         """Drop all others: who connects there is refused, once no process listens either."""
         for address in self._sockets.keys() - set(addresses):

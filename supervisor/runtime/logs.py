@@ -101,9 +101,13 @@ class InstanceLogs:
         remain. Raises OSError where the pipe cannot be created.
         """
         log, fifo = self.path(name), self._out_dir / name
+        self._out_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # a cleaner may have been here
         _make_fifo(fifo)
         command = {"fifo": str(fifo), "log": str(log), "max_bytes": max_bytes, "keep": keep}
         output = self._outputs.get(name)
+        if output is not None and not output.is_at(fifo):
+            output.inlet.close()
+            output = None
         if output is None:
             output = self._outputs[name] = _Output(fifo)
         output.command = json.dumps(command).encode() + b"\n"
@@ -270,8 +274,13 @@ class _Output:
         with contextlib.suppress(OSError):  # beyond the user's share; the usual 64 KiB do as well
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self.inlet = _Inlet(fd)
+        self._identity = os.fstat(fd)
         self.command = b""  # what the log writer is told about it
         self.leaving = False  # forgotten, but not yet empty
+
+    def is_at(self, fifo: Path) -> bool:
+        """False if that is another pipe now: somebody has removed it, and it was made anew."""
+        return os.path.samestat(self._identity, os.stat(fifo))
 
 
 class _LogWriter:

@@ -6,6 +6,10 @@ instance that was told to stop is reported as exited when its whole tree is gone
 
 Everything that exits is reaped in one place, on SIGCHLD: leaders, strays that became our children,
 commands of probes, the log writer. Nothing polls.
+
+What an earlier supervisor has started is no child of ours (unless we have become another program
+by exec): its leaders are watched through pidfds, and its strays, which went to init, are found
+among all processes of the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from signal import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Signals
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
-from supervisor.runtime import tree
+from supervisor.runtime import pidfd, tree
+from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, birth
 from supervisor.runtime.listeners import Listeners, PortTaken
 
 log = logging.getLogger(__name__)
@@ -30,6 +35,10 @@ Deliver = Callable[[str, Event], None]
 
 _CLOSE_ROUNDS = 500
 """Times to look for what is left, ten milliseconds apart."""
+_END_ROUNDS, _END_PAUSE = 200, 0.05
+"""Ten seconds for what nobody knows to end, and as many for the kernel to kill it."""
+_ORPHANS_PAUSE = 0.02
+"""Seconds between two looks at strays that are no children of ours: nobody tells of their end."""
 
 _SIGNALS = {Stage.TERM: SIGTERM, Stage.INT: SIGINT, Stage.KILL: SIGKILL}
 
@@ -41,6 +50,8 @@ class _Process:
     name: str
     run: int
     pid: int
+    born: int
+    """Its start time, see ``tree.Stat``."""
     told: bool = False
     """It was asked to stop: what it leaves behind gets the same time that it had itself."""
     exited: Exited | None = None
@@ -58,13 +69,24 @@ class Processes:
         self._current: dict[str, _Process] = {}
         self._clearing: dict[str, _Process] = {}
         self._helpers: dict[int, Callable[[int], None]] = {}
+        self._orphans: dict[int, _Process] = {}
+        """Leaders that are no children of ours, by their pidfds."""
+        self._has_orphans = False
+        """There is, or was, one: strays may be anywhere."""
         self._listeners = Listeners()
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def listeners(self) -> Listeners:
+        """The listening sockets that instances are given."""
+        return self._listeners
+
     def start(self) -> None:
-        """Watch for exits. Must run in the main thread, before anything is spawned."""
+        """Watch for exits. Must run in the main thread, before anything is spawned or adopted."""
         tree.become_subreaper()
-        asyncio.get_running_loop().add_signal_handler(SIGCHLD, self._reap)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(SIGCHLD, self._reap)
+        loop.call_soon(self._reap)  # what ended while we became another program
 
     # ------------------------------------------------------------ instances
 
@@ -86,6 +108,55 @@ class Processes:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def adopt(self, name: str, run: int, pid: int, born: int, *, told: bool) -> None:
+        """Watch over the leader of an instance that runs already; ``told``: to stop.
+
+        Reports ``Exited`` when it ends, also if it has ended before.
+        """
+        process = self._current[name] = _Process(name, run, pid, born, told=told)
+        stat = tree.stat_of(pid)
+        if stat is not None and stat.born == born:
+            if stat.parent == os.getpid():
+                self._leaders[pid] = process
+                return
+            if self._watch_orphan(process):
+                return
+        self._has_orphans = True  # what it left behind may be anywhere
+        self._ended(process, Exited(run, None, None))
+
+    def clear(self, name: str) -> None:
+        """Kill what is left of an instance that has no leader. A ``spawn`` waits for it."""
+        self._has_orphans = True
+        process = _Process(name, run=0, pid=-1, born=0, exited=Exited(0, None, None))
+        self._clearing[name] = process
+        self._signal_all(process, SIGKILL)
+        self._check_cleared(process)
+
+    async def end(self, pids: Collection[int]) -> None:
+        """Ask processes that are nobody's to end, and kill them if they do not."""
+        for number in (SIGTERM, SIGKILL):
+            for pid in pids:
+                _kill(pid, number)
+            for _ in range(_END_ROUNDS):
+                pids = [pid for pid in pids if tree.born(pid) is not None]
+                if not pids:
+                    return
+                await asyncio.sleep(_END_PAUSE)
+
+    def _watch_orphan(self, process: _Process) -> bool:
+        """False if it is gone."""
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            return False
+        if tree.born(process.pid) != process.born:  # gone between the look and the opening
+            os.close(descriptor)
+            return False
+        self._has_orphans = True
+        self._orphans[descriptor] = process
+        asyncio.get_running_loop().add_reader(descriptor, self._orphan_ended, descriptor)
+        return True
+
     def signal(self, name: str, stage: Stage) -> None:
         """Signal the whole tree of an instance. Does nothing if it is gone."""
         process = self._current.get(name)
@@ -102,7 +173,7 @@ class Processes:
         try:
             descriptor = output()
             try:
-                pid = self._fork(spec, descriptor)
+                pid = self._fork(spec, run, descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -110,16 +181,17 @@ class Processes:
             cause = _why_not_started(spec, error)
             self._deliver(spec.name, SpawnFailed(run, cause, hopeless))
             return
-        process = _Process(spec.name, run, pid)
+        stat = tree.stat_of(pid)  # there is one: it is our child, and only we reap it
+        process = _Process(spec.name, run, pid, stat.born if stat else 0)
         self._leaders[pid] = self._current[spec.name] = process
-        self._deliver(spec.name, Spawned(run, pid))
+        self._deliver(spec.name, Spawned(run, pid, process.born))
 
-    def _fork(self, spec: InstanceSpec, output: int) -> int:
-        env = self._env(spec)
+    def _fork(self, spec: InstanceSpec, run: int, output: int) -> int:
+        env = {**self._env(spec), BIRTH: birth(run, spec.port, spec.launch)}
         handed_over: tuple[int, ...] = ()
         if spec.listen is not None:
             handed_over = (self._listeners.open(spec.listen),)
-            env["LLM_SUPERVISOR_LISTEN_FD"] = str(handed_over[0])
+            env[LISTEN_FD] = str(handed_over[0])
         secret = None if spec.secret_input is None else _memory_file(spec.secret_input)
         try:
             return _popen(
@@ -148,7 +220,20 @@ class Processes:
 
         Raises OSError if it cannot be run, TimeoutError (and kills it) if it takes too long.
         """
-        pid = _popen(argv, cwd=spec.cwd, env=self._env(spec), stdin=subprocess.DEVNULL, output=None)
+        return await self.call(argv, spec.cwd, self._env(spec), timeout)
+
+    async def call(
+        self,
+        argv: Sequence[str],
+        cwd: str,
+        env: Mapping[str, str],
+        timeout: float,
+        *,
+        stdin: int = subprocess.DEVNULL,
+        output: int | None = None,
+    ) -> int:
+        """The same for any command."""
+        pid = _popen(argv, cwd=cwd, env=env, stdin=stdin, output=output)
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def exited(status: int) -> None:
@@ -167,10 +252,13 @@ class Processes:
     async def close(self, *, spare: int | None) -> None:
         """Kill all that is left below us but ``spare``, whatever it has done to hide.
 
-        We are the subreaper, so there is nothing that did not come from an instance.
+        We are the subreaper, so there is nothing that did not come from an instance. What an
+        earlier supervisor has left elsewhere bears our mark.
         """
         for _ in range(_CLOSE_ROUNDS):
-            left = [pid for pid in tree.children(os.getpid()) if pid != spare]
+            below = tree.children(os.getpid())
+            elsewhere = tree.marked(f"{self._mark}/") if self._has_orphans else ()
+            left = [pid for pid in dict.fromkeys((*below, *elsewhere)) if pid != spare]
             if not left:
                 return
             for pid in left:
@@ -191,8 +279,25 @@ class Processes:
             if result is None:
                 break
             self._reaped(result.si_pid, result.si_code, result.si_status)
+        self._check_all_cleared()
+
+    def _check_all_cleared(self) -> None:
         for process in list(self._clearing.values()):
             self._check_cleared(process)
+
+    def _orphan_ended(self, descriptor: int) -> None:
+        process = self._orphans.pop(descriptor)
+        asyncio.get_running_loop().remove_reader(descriptor)
+        status = pidfd.exit_status(descriptor, process.pid)
+        os.close(descriptor)
+        if status is None:
+            exited = Exited(process.run, None, None)
+        elif os.WIFSIGNALED(status):
+            exited = Exited(process.run, None, _signal_name(os.WTERMSIG(status)))
+        else:
+            exited = Exited(process.run, os.WEXITSTATUS(status), None)
+        self._ended(process, exited)
+        self._check_cleared(process)
 
     def _reaped(self, pid: int, code: int, status: int) -> None:
         process = self._leaders.pop(pid, None)
@@ -202,10 +307,16 @@ class Processes:
                 helper(status)
             return
         if code == os.CLD_EXITED:
-            process.exited = Exited(process.run, status, None)
+            self._ended(process, Exited(process.run, status, None))
         else:
-            process.exited = Exited(process.run, None, _signal_name(status))
+            self._ended(process, Exited(process.run, None, _signal_name(status)))
+
+    def _ended(self, process: _Process, exited: Exited) -> None:
+        """A leader is gone; what it left behind is to follow."""
+        process.exited = exited
         self._clearing[process.name] = process
+        if self._has_orphans:
+            asyncio.get_running_loop().call_soon(self._check_all_cleared)
         strays = self._members(process)
         if strays:
             # A graceful stop has been announced to the whole tree; a crash has not.
@@ -213,14 +324,19 @@ class Processes:
             log.info("%s left %d processes behind; sending %s", process.name, len(strays), how.name)
             self._signal_all(process, how)
         if not process.told:
-            self._deliver(process.name, process.exited)
+            self._deliver(process.name, exited)
 
     def _check_cleared(self, process: _Process) -> None:
         """Report a stop, and let a successor start, once nothing of the tree is left."""
+        if self._clearing.get(process.name) is not process:
+            return
         strays = self._members(process)
         if strays:
             if not process.told:
                 self._signal_all(process, SIGKILL)
+            if self._has_orphans:
+                loop = asyncio.get_running_loop()
+                loop.call_later(_ORPHANS_PAUSE, self._check_cleared, process)
             return
         del self._clearing[process.name]
         if self._current.get(process.name) is process:
@@ -235,12 +351,19 @@ class Processes:
         """Processes of the tree, without the leader."""
         below = tree.descendants(process.pid) if process.exited is None else []
         mark = f"{self._mark}/{process.name}"
-        for child in tree.children(os.getpid()):
-            if child in self._leaders or child in self._helpers:
+        # A number is not given out again while it is still a session's.
+        holder = tree.stat_of(process.pid)
+        is_its_own = holder is None or holder.born == process.born
+        session = process.pid if is_its_own else None
+        leaders = {one.pid for one in self._current.values() if one.exited is None}
+        apart = {os.getpid(), *leaders, *self._helpers, *below}
+        for pid in tree.pids() if self._has_orphans else tree.children(os.getpid()):
+            if pid in apart:
                 continue
-            if tree.mark_of(child) == mark or _session(child) == process.pid:
-                below += [child, *tree.descendants(child)]
-        return below
+            is_its = tree.mark_of(pid) == mark or (session is not None and _session(pid) == session)
+            if is_its and tree.born(pid) is not None:
+                below += [pid, *tree.descendants(pid)]
+        return list(dict.fromkeys(below))
 
     def _signal_all(self, process: _Process, number: Signals) -> None:
         leads = process.exited is None

@@ -15,10 +15,15 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from socket import AF_UNIX, SOCK_STREAM
+from socket import socket as Socket
 
 _SOCKET_PATH_MAX = 107
 """Bytes of a Unix socket's path, without the final NUL (sun_path in unix(7))."""
 
+_BACKLOG = 128
+_STATE_MAX = 256 * 1024 * 1024
+"""Bytes; a file that is larger was not written by us."""
 _TMP = Path("/tmp")
 _FLOCK = "hhqqi4x"
 """struct flock on 64-bit Linux: type, whence, start, length, pid (0 for F_OFD_*)."""
@@ -77,6 +82,33 @@ class RunDir:
                 f"the path {self.socket} is too long for a socket "
                 f"({_SOCKET_PATH_MAX} bytes at most); give a shorter --run-dir"
             )
+
+    def open_socket(self) -> Socket:
+        """The listening control socket, 0600 from its first moment. Raises RunDirError."""
+        listener = Socket(AF_UNIX, SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            self.socket.unlink(missing_ok=True)
+            listener.bind(str(self.socket))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            text = f"cannot open the socket {self.socket}: {error.strerror}"
+            raise RunDirError(text) from None
+        finally:
+            os.umask(before)
+        return listener
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that holds it, while it is ours."""
+        assert self._lock is not None
+        return self._lock
+
+    def inherit(self, lock: int) -> None:
+        """It is ours already: this process has claimed it as another program."""
+        os.set_inheritable(lock, False)
+        self._lock = lock
 
     def claim(self) -> None:
         """Create it, check who owns it, and lock it for as long as we live. Raises RunDirError.
@@ -152,6 +184,55 @@ class RunDir:
             new.write_text(json.dumps(dict(ports), indent=1), "utf-8")
             os.replace(new, self.path / "ports.json")
 
+    # ------------------------------------------------------------ state, for whoever comes after us
+
+    def read_state(self) -> bytes | None:
+        """None if there is none. Raises OSError."""
+        try:
+            with open(self._state, "rb", opener=_without_links) as stream:
+                return stream.read(_STATE_MAX)
+        except FileNotFoundError:
+            return None
+
+    def write_state(self, content: bytes) -> None:
+        """Whole or not at all. Raises OSError.
+
+        It is not forced to the disk: it is worth nothing after a power cut, when nothing runs.
+        """
+        new = self.path / "state.json.new"
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as stream:
+            stream.write(content)
+        os.replace(new, self._state)
+
+    def forget_state(self) -> None:
+        """Nothing runs any more that a successor should know of."""
+        with contextlib.suppress(OSError):
+            self._state.unlink()
+
+    @property
+    def _state(self) -> Path:
+        return self.path / "state.json"
+
+    def is_in_place(self) -> bool:
+        """False if somebody has removed it underneath us, as cleaners of /tmp do."""
+        try:
+            return os.path.samestat(os.stat(self.path / "lock"), os.fstat(self.lock))
+        except OSError:
+            return False
+
+    def restore(self) -> None:
+        """Make it anew, and keep it ours. Raises RunDirError, also if another one is there now."""
+        old = self.lock
+        try:
+            self.claim()
+        except RunDirError:
+            self._lock = old
+            raise
+        os.close(old)
+
     def _create(self) -> None:
         parent = self.path.parent
         with self._explained("create"):
@@ -173,6 +254,10 @@ class RunDir:
                 f"cannot {what} the run directory {self.path}: {error.strerror}{place}; "
                 "name another one with --run-dir"
             ) from None
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _check(path: Path) -> None:

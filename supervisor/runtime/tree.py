@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import dataclass
 
 MARK = "LLM_SUPERVISOR_INSTANCE"
-"""Environment variable that every process of an instance inherits."""
+"""Variable that every process of an instance inherits: `<mark of the cluster>/<instance>`."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -45,24 +46,71 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def mark_of(pid: int) -> str | None:
-    """The mark in a process's environment; None if it has none, or is gone, or a zombie."""
+def variable_of(pid: int, name: str) -> str | None:
+    """A variable of the environment that a process was started with; None if it has none, is gone,
+    or a zombie."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as stream:
             variables = stream.read().split(b"\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    prefix = f"{MARK}=".encode()
+    prefix = f"{name}=".encode()
     for variable in variables:
         if variable.startswith(prefix):
             return os.fsdecode(variable[len(prefix) :])
     return None
 
 
+def mark_of(pid: int) -> str | None:
+    """The mark in a process's environment; None if it has none, or is gone, or a zombie."""
+    return variable_of(pid, MARK)
+
+
+def pids() -> list[int]:
+    """Of all processes of this machine."""
+    return [int(pid) for pid in os.listdir("/proc") if pid.isdigit()]
+
+
 def marked(prefix: str) -> dict[int, str]:
     """All processes of this machine whose mark begins with ``prefix``: pid and mark."""
-    marks = {int(pid): mark_of(int(pid)) for pid in os.listdir("/proc") if pid.isdigit()}
+    marks = {pid: mark_of(pid) for pid in pids()}
     return {pid: mark for pid, mark in marks.items() if mark and mark.startswith(prefix)}
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What `/proc/PID/stat` says (proc_pid_stat(5))."""
+
+    state: str
+    """One letter: R, S, D, T, t, Z, ..."""
+    parent: int
+    session: int
+    born: int
+    """Start time in clock ticks since the boot. A pid may be used again; the two together not."""
+    exit_status: int
+    """As of waitpid(2); of a zombie only, and where we may see it."""
+
+
+def stat_of(pid: int) -> Stat | None:
+    """None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            fields = stream.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    return Stat(
+        state=fields[0].decode(),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        born=int(fields[19]),
+        exit_status=int(fields[49]),
+    )
+
+
+def born(pid: int) -> int | None:
+    """Start time of a living process (see ``Stat``); None for a zombie, and if there is none."""
+    stat = stat_of(pid)
+    return stat.born if stat is not None and stat.state not in "ZX" else None
 
 
 def name_of(pid: int) -> str:

@@ -28,6 +28,11 @@ class ClusterFile:
     document: Document
     text: str = field(repr=False)  # may hold secrets
 
+    @classmethod
+    def none(cls, path: Path) -> ClusterFile:
+        """In place of a file that cannot be read now."""
+        return cls(path, Cluster(), parse("{}", str(path), {}), "")
+
     @property
     def base(self) -> Path:
         """The folder that relative paths in the file start from."""

@@ -29,6 +29,7 @@ from supervisor.core.lifecycle import (
     SpawnFailed,
     Stage,
     State,
+    Status,
     StopRequested,
 )
 from supervisor.daemon.journal import Journal
@@ -100,6 +101,16 @@ class Engine:
             self.deliver(spec.name, SpawnFailed(run, "there is no such program", hopeless=True))
         else:
             self.deliver(spec.name, Spawned(run, 1000 + len(self.done)))
+
+    def adopt(self, spec: InstanceSpec, status: Status) -> None:
+        self._note("adopt", spec.name)
+        self.runs[spec.name] = status.run
+
+    def clear(self, name: str) -> None:
+        self._note("clear", name)
+
+    def controller_goes_on(self, spec: InstanceSpec) -> None:
+        self._note("look through", "controller")
 
     def signal(self, spec: InstanceSpec, stage: Stage) -> None:
         self._note(stage, spec.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -13,6 +14,8 @@ import sys
 
 import requests
 import uvicorn
+
+_PR_SET_PTRACER = 0x59616D61
 
 # Running an entry module by path put this folder on the path, where `controller` and its
 # neighbours could shadow somebody else's module of that name.
@@ -83,7 +86,18 @@ def inherited_listener():
             f"({error}); hand one over, or unset it to listen on --host and --port"
         )
     listener.set_inheritable(False)
+    let_the_socket_be_copied()
     return listener
+
+
+def let_the_socket_be_copied():
+    """Let a supervisor that comes after a killed one take its copy of the listening socket.
+
+    It does that with pidfd_getfd(2), which asks for the rights of ptrace(2); where Yama restricts
+    these, a process must agree (prctl(2), PR_SET_PTRACER). Other users never get them.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
 
 
 def add_route(app, method, path, endpoint):

@@ -1,0 +1,82 @@
+"""How supervision goes on where an earlier supervisor has left it. Pure.
+
+The statuses are those that it had. Their times, timers and epochs still hold: they are of a clock
+that goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from supervisor.core.instance import InstanceSpec
+from supervisor.core.lifecycle import (
+    Check,
+    Drain,
+    Effect,
+    EnterRotation,
+    LeaveRotation,
+    Spawn,
+    Stage,
+    StartProbes,
+    State,
+    Status,
+    Timer,
+)
+
+_WHILE_UP = (Check.READINESS, Check.LIVENESS)
+
+
+def resume(status: Status, spec: InstanceSpec) -> tuple[Effect, ...]:
+    """What has to be done (again) for an instance in this status. A ``pid`` in it is taken to be
+    alive; what is not will be told in an event, as always.
+    """
+    match status.state:
+        case State.STARTING if status.pid is None:
+            return (Spawn(status.run),)  # decided, and nothing has come of it
+        case State.STARTING if status.in_rotation:
+            return _rotation(status)
+        case State.STARTING:
+            # It may be registered all the same: of what was last done there may be no note.
+            out: tuple[Effect, ...] = (LeaveRotation(),) if spec.in_rotation else ()
+            return (*out, StartProbes(status.run, (Check.STARTUP,)))
+        case State.READY:
+            return (StartProbes(status.run, _WHILE_UP), *_rotation(status))
+        case State.UNREADY:
+            anew = (Check.STARTUP,) if status.asked_anew else ()
+            return (StartProbes(status.run, (*anew, *_WHILE_UP)), *_rotation(status))
+        case State.STOPPING if spec.in_rotation:
+            drain = (Drain(status.run),) if status.stage is Stage.DRAIN else ()
+            return (LeaveRotation(), *drain)
+        case State.STOPPING:
+            return ()  # its signal has been sent; if not, its timer brings the next one
+        case State.STOPPED | State.BACKOFF | State.FAILED:
+            return ()
+
+
+def found_running(
+    status: Status, run: int, pid: int, born: int, deadline: float | None, *, now: float
+) -> Status:
+    """The status of an instance of which nothing more is known than that this process runs.
+
+    ``status`` is the last that was noted of it; ``deadline`` the seconds that its start may take.
+    """
+    epoch = status.epoch + 1
+    return replace(
+        Status(),
+        state=State.STARTING,
+        wanted=True,
+        reason=f"found running as pid {pid}, and asked whether it answers",
+        since=now,
+        run=run,
+        epoch=epoch,
+        timer=None if deadline is None else Timer(now + deadline, epoch),
+        pid=pid,
+        born=born,
+        started_at=now,
+        restarts=status.restarts,
+        streak=status.streak,
+    )
+
+
+def _rotation(status: Status) -> tuple[Effect, ...]:
+    return (EnterRotation(status.run),) if status.in_rotation else ()

@@ -1,0 +1,128 @@
+"""What a supervisor knows of its instances, for the one that comes after it.
+
+Two carriers, one form: the state file, for a successor of a killed supervisor, has no secrets; the
+handover to the program that an upgrade becomes (``upgrade.py``) is in memory only, and has all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from supervisor.core.instance import InstanceSpec
+from supervisor.core.plan import form_of
+from supervisor.core.rollout import History, Member
+
+VERSION = 1
+"""Of the form; one that a reader does not know is as good as none."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the reconciler remembers. Times are of the machine's monotonic clock."""
+
+    members: tuple[Member, ...] = ()
+    held: tuple[str, ...] = ()
+    histories: Mapping[str, History] = field(default_factory=dict)
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    going_down: bool = False
+    last_event: int = 0
+    """Number of the last entry of the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    version: int
+    boot_id: str
+    state: State
+
+
+class Unusable(Exception):
+    """A state that cannot be gone on from; the text says why."""
+
+
+_SAVED = TypeAdapter(_Saved)
+_VERSION_ONLY = TypeAdapter(dict[str, object])
+
+
+def write(state: State) -> bytes:
+    """As JSON, whole: secrets of the specs included."""
+    return _SAVED.dump_json(_Saved(VERSION, boot_id(), state))
+
+
+def read(content: bytes) -> State:
+    """Raises Unusable: damaged, of another version, or from before the last boot."""
+    try:
+        version = _VERSION_ONLY.validate_json(content).get("version")
+        if version != VERSION:
+            raise Unusable(f"it is of version {version!r}, and this program knows {VERSION}")
+        saved = _SAVED.validate_json(content)
+    except ValidationError:  # without its text, which quotes what was read
+        raise Unusable("it is damaged") from None
+    if saved.boot_id != boot_id():
+        raise Unusable("it is from before the last boot")
+    return saved.state
+
+
+def boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+# ---------------------------------------------------------------- secrets
+
+
+def without_secrets(state: State) -> State:
+    """Specs without what a process is started with: its environment, stdin and command line."""
+    histories = {
+        slot: replace(one, good=None if one.good is None else _bare(one.good))
+        for slot, one in state.histories.items()
+    }
+    members = tuple(replace(one, spec=_bare(one.spec)) for one in state.members)
+    return replace(state, members=members, histories=histories)
+
+
+def _bare(spec: InstanceSpec) -> InstanceSpec:
+    return replace(spec, argv=(), env=(), secret_input=None, beside=None)
+
+
+# ---------------------------------------------------------------- going on
+
+
+def rejoined(state: State, wanted: Mapping[str, InstanceSpec]) -> State:
+    """With the specs of the file, for all that is what the file wants; the others keep what they
+    have, and cannot be started again if that is not all (``InstanceSpec.is_launchable``)."""
+    members = tuple(replace(one, spec=_rejoined(one.spec, wanted)) for one in state.members)
+    running = {one.spec.launch for one in members if one.status.pid is not None}
+    histories = {
+        slot: known
+        for slot, one in state.histories.items()
+        if (known := _known(one, wanted, running)).good is not None
+    }
+    return replace(state, members=members, histories=histories)
+
+
+def _rejoined(spec: InstanceSpec, wanted: Mapping[str, InstanceSpec]) -> InstanceSpec:
+    target = wanted.get(spec.slot)
+    form = None if target is None else form_of(spec, target)
+    return form or spec
+
+
+def _known(history: History, wanted: Mapping[str, InstanceSpec], running: set[str]) -> History:
+    """What ran before is something to go back to if it can be started, or still runs."""
+    if history.good is None:
+        return history
+    good = _rejoined(history.good, wanted)
+    usable = good.is_launchable or good.launch in running
+    return replace(history, good=good if usable else None)
+
+
+def live(state: State) -> Iterable[Member]:
+    """Those that have a process, as far as is known."""
+    return (one for one in state.members if one.status.pid is not None)

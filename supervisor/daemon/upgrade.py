@@ -1,0 +1,136 @@
+"""Becoming another program: a new version takes over while requests flow.
+
+The process stays the same, and with it pid and children. What the new program must have goes over
+as open descriptors: locks, sockets, and one anonymous memory file that says what they are. It also
+holds the whole state, secrets included, which are nowhere else then.
+
+Run as a program (``python -m supervisor.daemon.upgrade``) it says by its exit status whether it
+could go on from the handover on its stdin.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import BinaryIO, NoReturn
+
+from pydantic import TypeAdapter, ValidationError
+
+from supervisor.daemon import state
+from supervisor.runtime.processes import Processes
+
+_VARIABLE = "LLM_SUPERVISOR_HANDOVER"
+"""Number of the descriptor of the memory file."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+"""They would end a program that does not handle them yet, so they wait until the new one does."""
+_TRIAL_SECONDS = 60.0
+_FAILS = "the new program does not start"
+
+
+class CannotUpgrade(Exception):
+    """The program that runs goes on; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What the new program gets. Numbers are descriptors."""
+
+    known: bytes
+    """See ``state.write``."""
+    started: float
+    """When the supervisor was first started, in seconds since the epoch."""
+    upgrades: int
+    """How often it has become another program, this time included."""
+    run_dir_lock: int
+    log_dir_lock: int
+    control_socket: int
+    listeners: tuple[tuple[str, int, int], ...]
+    """Host, port and descriptor of the sockets that instances are given."""
+
+    @property
+    def descriptors(self) -> Iterable[int]:
+        sockets = (descriptor for _, _, descriptor in self.listeners)
+        return (self.run_dir_lock, self.log_dir_lock, self.control_socket, *sockets)
+
+
+_HANDOVER = TypeAdapter(Handover)
+
+
+def received(environ: MutableMapping[str, str]) -> Handover | None:
+    """What the program that this process was before has handed over, if it was one."""
+    given = environ.pop(_VARIABLE, None)
+    if given is None:
+        return None
+    with open(int(given), "rb") as stream:
+        return _HANDOVER.validate_json(stream.read())
+
+
+async def try_program(handover: Handover, processes: Processes, environ: Mapping[str, str]) -> None:
+    """Whether the program that is installed now starts and understands us; else CannotUpgrade."""
+    with _in_memory(handover) as memory, os.fdopen(os.memfd_create("trial"), "r+b") as output:
+        try:
+            code = await processes.call(
+                [sys.executable, "-m", "supervisor.daemon.upgrade"],
+                os.getcwd(),
+                environ,
+                _TRIAL_SECONDS,
+                stdin=memory.fileno(),
+                output=output.fileno(),
+            )
+        except TimeoutError:
+            raise CannotUpgrade(f"{_FAILS}: no answer after {_TRIAL_SECONDS:g} s") from None
+        except OSError as error:
+            raise CannotUpgrade(f"{_FAILS}: {error.strerror}: {sys.executable}") from None
+        output.seek(0)
+        words = output.read().decode(errors="replace").strip().splitlines()
+    if code != 0:
+        raise CannotUpgrade(f"{_FAILS}: {words[-1] if words else 'it does not say why'}")
+
+
+def become(handover: Handover, environ: Mapping[str, str]) -> NoReturn:
+    """Be the program that is installed now. Raises CannotUpgrade if there is none."""
+    memory = _in_memory(handover)
+    kept = (memory.fileno(), *handover.descriptors)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        for descriptor in kept:
+            os.set_inheritable(descriptor, True)
+        # The words after the interpreter as they were: flags of its own, module or script, verb.
+        words = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, words, {**environ, _VARIABLE: str(memory.fileno())})
+    except OSError as error:
+        for descriptor in kept:
+            os.set_inheritable(descriptor, False)
+        memory.close()
+        accept_signals()
+        raise CannotUpgrade(f"cannot start {sys.executable}: {error.strerror}") from None
+
+
+def accept_signals() -> None:
+    """They are handled now, also those that came in between."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _in_memory(handover: Handover) -> BinaryIO:
+    memory = os.fdopen(os.memfd_create("llm-supervisor-handover"), "r+b")
+    memory.write(_HANDOVER.dump_json(handover))
+    memory.seek(0)
+    return memory
+
+
+def main() -> None:
+    """A trial, by the program that is to take over."""
+    import supervisor.daemon.api
+    import supervisor.daemon.main  # noqa: F401  # all that a supervisor needs
+
+    try:
+        state.read(_HANDOVER.validate_json(sys.stdin.buffer.read()).known)
+    except (ValidationError, state.Unusable):
+        sys.exit("it cannot read the state of the program that runs; stop and start it instead")
+
+
+if __name__ == "__main__":
+    main()
