@@ -93,7 +93,7 @@ class Supervised(Cluster):
         self.up()
         socket_file = self.folder / "run" / "control.sock"
         end = time.monotonic() + SLOWEST_START
-        while not socket_file.exists() and self.pid and time.monotonic() < end:
+        while not _accepts(socket_file) and self.pid and time.monotonic() < end:
             time.sleep(0.02)
         self.await_ready()
 
@@ -198,6 +198,12 @@ def supervised(edit: Edit | None = None) -> Iterator[Supervised]:
             yield cluster
         finally:
             cluster.down()
+
+
+def _accepts(path: Path) -> bool:
+    """Whether anybody listens on this Unix socket; one of a killed process is still there."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def count_each_kill_as_the_first(content: dict[str, Any]) -> None:

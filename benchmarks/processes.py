@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,23 @@ def spawn(
             start_new_session=True,  # Ctrl-C is for us; we end the others in order
             preexec_fn=end_with_us,
         )
+
+
+def guard(token: str) -> subprocess.Popen[bytes]:
+    """Ends all processes with ``token`` (`NAME=value`) in their environment when we die."""
+    script = Path(__file__).parent.parent / "tests" / "guard.py"
+    return subprocess.Popen([sys.executable, "-IS", str(script), token], stdin=subprocess.PIPE)
+
+
+def variables(name: str) -> list[dict[str, str]]:
+    """The environments of all processes that have this variable."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(PermissionError):
+                words = _read(f"/proc/{entry}/environ").decode(errors="replace").split("\0")
+                found.append(dict(word.split("=", 1) for word in words if "=" in word))
+    return [one for one in found if name in one]
 
 
 def children(pid: int) -> set[int]:

@@ -51,6 +51,22 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+def accepts(path: Path) -> bool:
+    """Whether anybody listens on this Unix socket; one of a killed process is still there."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def guard(token: str) -> subprocess.Popen[bytes]:
+    """Ends all processes with ``token`` (`NAME=value`) in their environment when we die."""
+    script = Path(__file__).with_name("guard.py")
+    return subprocess.Popen([sys.executable, "-IS", str(script), token], stdin=subprocess.PIPE)
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
@@ -84,6 +100,7 @@ class Cluster:
         self.log_dir = folder / "logs"
         self.output = folder / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self.token = f"TEST_CLUSTER_{os.getpid()}_{id(self)}=1"
         name, _, value = self.token.partition("=")
         self.environ = {**os.environ, name: value}
@@ -105,8 +122,20 @@ class Cluster:
                 preexec_fn=die_with_parent,
             )
         process, socket_file = self.process, self.run_dir / "control.sock"
-        until(lambda: socket_file.exists() or process.poll() is not None, "the supervisor answers")
+        until(lambda: accepts(socket_file) or process.poll() is not None, "the supervisor answers")
         return self
+
+    def kill_supervisor(self) -> None:
+        """As the kernel's OOM killer does: what it runs is left alone."""
+        assert self.process is not None
+        if self._guard is None:
+            self._guard = guard(self.token)
+        self.process.kill()
+        self.process.wait()
+
+    def pids(self) -> dict[str, int]:
+        """Of every instance that runs."""
+        return {one["name"]: one["pid"] for one in self.status()["instances"] if one["pid"]}
 
     def ready(self) -> Cluster:
         done = self.run("wait", "--timeout", str(DEADLINE))
@@ -169,3 +198,5 @@ class Cluster:
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if self._guard is not None:
+            self._guard.communicate()
