@@ -397,7 +397,8 @@ def _hurried(status: Status, event: Hurried, at: _Moment) -> Step:
 
 
 def _spawned(status: Status, event: Spawned, at: _Moment) -> Step:
-    alive = replace(status, pid=event.pid, born=event.born, started_at=at.now)
+    started_at = status.started_at or at.now  # told again after an adoption
+    alive = replace(status, pid=event.pid, born=event.born, started_at=started_at)
     match status.state:
         case State.STARTING if at.spec.startup is None:
             return _answered(alive, "it runs, and has no startup probe", at)

@@ -14,8 +14,10 @@ from supervisor.core.lifecycle import (
     Drain,
     Effect,
     EnterRotation,
+    Event,
     LeaveRotation,
     Spawn,
+    Spawned,
     Stage,
     StartProbes,
     State,
@@ -26,10 +28,17 @@ from supervisor.core.lifecycle import (
 _WHILE_UP = (Check.READINESS, Check.LIVENESS)
 
 
-def resume(status: Status, spec: InstanceSpec) -> tuple[Effect, ...]:
-    """What has to be done (again) for an instance in this status. A ``pid`` in it is taken to be
-    alive; what is not will be told in an event, as always.
+def resume(status: Status, spec: InstanceSpec) -> tuple[tuple[Effect, ...], tuple[Event, ...]]:
+    """What has to be done (again) for an instance in this status, and what it is to be told.
+
+    A ``pid`` in it is taken to be alive; what is not will be told in an event, as always.
     """
+    starts = status.state is State.STARTING and status.pid is not None and not status.in_rotation
+    again = (Spawned(status.run, status.pid or 0, status.born),) if starts else ()
+    return _effects(status, spec), again
+
+
+def _effects(status: Status, spec: InstanceSpec) -> tuple[Effect, ...]:
     match status.state:
         case State.STARTING if status.pid is None:
             return (Spawn(status.run),)  # decided, and nothing has come of it
@@ -37,8 +46,7 @@ def resume(status: Status, spec: InstanceSpec) -> tuple[Effect, ...]:
             return _rotation(status)
         case State.STARTING:
             # It may be registered all the same: of what was last done there may be no note.
-            out: tuple[Effect, ...] = (LeaveRotation(),) if spec.in_rotation else ()
-            return (*out, StartProbes(status.run, (Check.STARTUP,)))
+            return (LeaveRotation(),) if spec.in_rotation else ()
         case State.READY:
             return (StartProbes(status.run, _WHILE_UP), *_rotation(status))
         case State.UNREADY:

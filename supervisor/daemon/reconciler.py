@@ -319,9 +319,12 @@ class Reconciler:
         if spec.role is Role.CONTROLLER and status.state is State.READY:
             with _surviving(spec.name, "controller_goes_on"):
                 self._effects.controller_goes_on(spec)
-        for effect in resume(status, spec):
+        effects, events = resume(status, spec)
+        for effect in effects:
             with _surviving(spec.name, effect, self._could_not(effect, spec.name)):
                 self._carry_out(effect, spec, status)
+        for event in events:
+            self.deliver(spec.name, event)
 
     # ------------------------------------------------------------ the loop
 

@@ -35,8 +35,8 @@ class Leftover:
     port: int | None
     launch: str
     is_leader: bool
-    """It leads a session, and its parent is no process of this cluster's instances: the leader of
-    its instance, or of a stray that has outlived that."""
+    """It leads a session as a program of its own, and its parent is no process of this cluster's
+    instances: the leader of its instance, or, seldom, a stray that looks like one."""
     command: tuple[str, ...]
 
 
@@ -63,7 +63,7 @@ def _look_at(pid: int, instance: str, marks: dict[int, str]) -> Leftover | None:
         run=run,
         port=port,
         launch=launch,
-        is_leader=stat.session == pid and stat.parent not in marks,
+        is_leader=stat.session == pid and stat.has_executed and stat.parent not in marks,
         command=_command(pid),
     )
 

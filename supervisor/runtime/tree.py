@@ -15,6 +15,8 @@ MARK = "LLM_SUPERVISOR_INSTANCE"
 """Variable that every process of an instance inherits: `<mark of the cluster>/<instance>`."""
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PF_FORKNOEXEC = 0x40
+"""Of the kernel's include/linux/sched.h."""
 
 
 def become_subreaper() -> None:
@@ -85,6 +87,8 @@ class Stat:
     """One letter: R, S, D, T, t, Z, ..."""
     parent: int
     session: int
+    has_executed: bool
+    """Since it was forked: it is a program of its own, and no mere copy of its parent."""
     born: int
     """Start time in clock ticks since the boot. A pid may be used again; the two together not."""
     exit_status: int
@@ -102,6 +106,7 @@ def stat_of(pid: int) -> Stat | None:
         state=fields[0].decode(),
         parent=int(fields[1]),
         session=int(fields[3]),
+        has_executed=not int(fields[6]) & _PF_FORKNOEXEC,
         born=int(fields[19]),
         exit_status=int(fields[49]),
     )
