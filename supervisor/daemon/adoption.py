@@ -59,6 +59,8 @@ class _Survey:
         self._forms = {form.name: form for one in wanted.values() for form in candidates(one)}
         self._born = born
         self._now = now
+        self._counts = dict(known.counts)
+        """Also of what is let go here: the runs of a name only ever grow."""
         self._strays: list[str] = []
         self._unknown: list[Leftover] = []
 
@@ -66,9 +68,8 @@ class _Survey:
         members = [self._noted(one) for one in self._known.members]
         members += [self._not_noted(name) for name in list(self._found)]
         kept = tuple(one for one in members if one is not None)
-        return Adoption(
-            replace(self._known, members=kept), tuple(self._strays), tuple(self._unknown)
-        )
+        known = replace(self._known, members=kept, counts=self._counts)
+        return Adoption(known, tuple(self._strays), tuple(self._unknown))
 
     def _noted(self, member: Member) -> Member | None:
         """An instance that the state tells of."""
@@ -86,6 +87,7 @@ class _Survey:
         if processes:
             self._strays.append(member.name)
         if awaited and not (status.state is State.STARTING and member.spec.is_launchable):
+            self._counts[member.name] = (status.run, status.epoch)
             return None  # it never came to be; what is wanted in its place is started anew
         return member
 
@@ -94,9 +96,18 @@ class _Survey:
         leader = _leader(processes)
         if leader is not None and name in self._forms:
             form = self._forms[name]
-            return self._found_running(Member(form, Status()), leader, processes)
-        self._unknown += processes
+            run, epoch = self._counts.pop(name, (0, 0))
+            return self._found_running(
+                Member(form, Status(run=run, epoch=epoch)), leader, processes
+            )
+        self._is_unknown(name, Status(), processes)
         return None
+
+    def _is_unknown(self, name: str, status: Status, processes: Sequence[Leftover]) -> None:
+        run, epoch = self._counts.get(name, (0, 0))
+        latest = max(one.run for one in processes)
+        self._counts[name] = (max(run, status.run, latest), max(epoch, status.epoch))
+        self._unknown += processes
 
     def _found_running(
         self, member: Member, leader: Leftover, processes: Sequence[Leftover]
@@ -104,7 +115,7 @@ class _Survey:
         """It is adopted if the file says what it is, by name and launch."""
         form = self._forms.get(member.name)
         if form is None or not _is(leader, form) or self._born(leader.pid) != leader.born:
-            self._unknown += processes
+            self._is_unknown(member.name, member.status, processes)
             return None
         status = found_running(
             member.status,

@@ -23,6 +23,7 @@ from supervisor.core.lifecycle import (
     Diagnosed,
     Drain,
     Drained,
+    Effect,
     EnteredRotation,
     EnterRotation,
     Event,
@@ -117,6 +118,8 @@ class World:
         self.log: list[Step] = []
         self.stopped_slots: set[str] = set()
         """A person has stopped what runs there, and nobody has started it since."""
+        self.counts: dict[str, tuple[int, int]] = {}
+        """Run and epoch of what was forgotten."""
         self._pids = itertools.count(100)
 
     # ------------------------------------------------------------ what people do
@@ -182,6 +185,14 @@ class World:
     def tell(self, one: Instance, event: Event) -> None:
         before = one.status
         one.status, effects = step(before, event, one.spec, now=self.now)
+        self._do(one, effects)
+        if isinstance(event, Exited) and not one.spec.is_launchable:
+            self.histories.pop(one.spec.slot, None)
+        if one.state is State.READY and before.state is not State.READY:
+            self._is_ready(one)
+        self.check_always()
+
+    def _do(self, one: Instance, effects: Iterable[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Spawn(_):
@@ -202,9 +213,6 @@ class World:
                     one.draining = run
                 case Diagnose(run):
                     one.diagnoses.append(run)
-        if one.state is State.READY and before.state is not State.READY:
-            self._is_ready(one)
-        self.check_always()
 
     def _is_ready(self, one: Instance) -> None:
         known = self.histories.get(one.spec.slot, History())
@@ -245,12 +253,16 @@ class World:
         match todo:
             case Launch(spec, reason):
                 assert spec.name not in self.instances, f"{spec.name} is there already"
-                self.instances[spec.name] = one = Instance(spec)
+                run, epoch = self.counts.pop(spec.name, (0, 0))
+                one = Instance(spec, Status(run=run, epoch=epoch))
+                self.instances[spec.name] = one
                 self.tell(one, StartRequested(reason))
             case Adjust(spec):
                 one = self.instances[spec.name]
                 before, one.spec = one.spec, spec
                 self.tell(one, Adjusted(before))
+                if one.state is State.FAILED and not before.is_launchable:
+                    self.tell(one, StartRequested("it is known again how to start it"))
                 known = self.histories.get(spec.slot)
                 if one.state is State.READY and known is not None:
                     self.histories[spec.slot] = replace(known, good=spec)
@@ -265,7 +277,8 @@ class World:
                 self.tell(one, StopRequested(reason))
             case Forget(name):
                 assert self.instances[name].launched is None, "a process is forgotten"
-                del self.instances[name]
+                gone = self.instances.pop(name).status
+                self.counts[name] = (gone.run, gone.epoch)
             case Abandon(slot, failure):
                 self.histories[slot] = replace(self.histories[slot], failure=failure)
                 for one in self.members_of(slot):
@@ -472,7 +485,8 @@ class World:
             one.launched = None
             self.tell(one, SpawnFailed(one.status.run, "no such program", hopeless=True))
         else:
-            self.tell(one, Spawned(one.status.run, next(self._pids)))
+            pid = next(self._pids)
+            self.tell(one, Spawned(one.status.run, pid, born=pid))
 
     def exits(self, one: Instance, code: int) -> None:
         if one.launched is not None and not one.spawning:

@@ -101,8 +101,8 @@ def _replica(name: str, service: Service, i: int) -> InstanceSpec:
 class Play:
     """A world, what its file says, and what may happen to it: each takes a number, how."""
 
-    def __init__(self) -> None:
-        self.world = World()
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World()
         self.cluster: Cluster = {"a": Service(), "b": Service(1, surge=False)}
         self.controller = 0
         self.files: list[tuple[Cluster, int]] = []
@@ -206,8 +206,8 @@ class Play:
             yield from [lambda n: going[n % len(going)]()] * 24
 
 
-def play(choices: bytes) -> Play:
-    life = Play()
+def play(choices: bytes, life: Play | None = None) -> Play:
+    life = life or Play()
     for which, how in zip(choices[::2], choices[1::2], strict=False):
         actions = list(life.possible())
         actions[which % len(actions)](how)
