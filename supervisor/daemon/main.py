@@ -126,10 +126,10 @@ class _Running:
         watch = FileWatch(lambda: self._in_background(self._reloader.reload_quietly()))
         down = False
         try:
-            self._processes.start()
             await self._start_logs()
             self._listen_to_signals()
             await self._start_instances()
+            self._processes.start()  # not before all is known that may have ended meanwhile
             supervising = asyncio.create_task(self._supervise())
             await asyncio.sleep(
                 0

@@ -82,7 +82,7 @@ class Processes:
         return self._listeners
 
     def start(self) -> None:
-        """Watch for exits. Must run in the main thread, before anything is spawned or adopted."""
+        """Watch for exits. Must run in the main thread, before anything is spawned."""
         tree.become_subreaper()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(SIGCHLD, self._reap)
