@@ -125,6 +125,7 @@ class _Running:
         """From the first process to the last."""
         watch = FileWatch(lambda: self._in_background(self._reloader.reload_quietly()))
         down = False
+        is_up = self._beginning.adoption is not None
         try:
             await self._start_logs()
             self._listen_to_signals()
@@ -139,16 +140,19 @@ class _Running:
                 self._reloader.read = functools.partial(self._look_after, watch)
                 self._look_after(watch, self._beginning.file, ())
                 self._in_background(self._keeper.watch())
+                is_up = True
                 await supervising
             down = True
         finally:
-            # Also when something went wrong halfway: nothing may run without a supervisor.
             for task in self._tasks:
                 task.cancel()
             await watch.close()
             await self._effects.close()
-            await self._processes.close(spare=self._logs.writer_pid)
-            await self._logs.close()
+            # A first start that went wrong halfway leaves nothing running. Later, a defect of ours
+            # is no reason to take a cluster down: the next supervisor goes on with it.
+            if down or not is_up:
+                await self._processes.close(spare=self._logs.writer_pid)
+                await self._logs.close()
             self._keeper.close(forget=down)
             _ignore_signals()
 

@@ -125,31 +125,19 @@ def running(command: str) -> list[int]:
     return found
 
 
-def test_what_a_killed_supervisor_left_is_not_started_a_second_time(cluster: Cluster) -> None:
-    cluster.write(services(service("one", SLEEP))).up().ready()
-    left = cluster.instance("one")["pid"]
-    assert cluster.process is not None
-    cluster.process.kill()
-    cluster.process.wait()
-    done = cluster.run("up")
-    assert done.returncode == 1
-    assert f"one (pid {left})" in done.stderr
-    assert f"kill {left}" in done.stderr
-    assert alive(left)
-
-
 def test_a_start_that_fails_halfway_leaves_nothing_running(cluster: Cluster) -> None:
     """The disk is full when the control socket is made; the first process runs already."""
     code = """
 import errno, os, sys
 from pathlib import Path
-from supervisor.daemon import api
 from supervisor.daemon.main import Options, run
+from supervisor.runtime import rundir
 
-async def disk_is_full(self, socket):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+class FullDisk(rundir.Socket):
+    def bind(self, address):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-api.Api.start = disk_is_full
+rundir.Socket = FullDisk
 file, run_dir, log_dir = map(Path, sys.argv[1:])
 run(Options(file, run_dir, log_dir), os.environ, lambda entry: None)
 """
