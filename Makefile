@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup up test check docs bench edits clean
+.PHONY: setup up test check docs bench edits kills clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,9 @@ docs: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+kills: setup
+	$(BIN)/python benchmarks/kills.py
 
 edits: setup
 	$(BIN)/python benchmarks/edits.py
