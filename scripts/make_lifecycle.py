@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from supervisor.core.diagnosis import CauseClass  # noqa: E402
 from supervisor.core.instance import (  # noqa: E402
     Ask,
     InstanceSpec,
@@ -32,6 +33,7 @@ from supervisor.core.instance import (  # noqa: E402
 )
 from supervisor.core.lifecycle import (  # noqa: E402
     Adjusted,
+    BlockersFound,
     Check,
     DependenciesReady,
     DependentsStopped,
@@ -104,8 +106,8 @@ def events(status: Status) -> dict[str, Event]:
         "dependents stopped": DependentsStopped(),
         "hurried": Hurried(),
         "adjusted": Adjusted(replace(_WORKER, readiness=replace(_PROBE, interval=2.0))),
-        "diagnosed": Diagnosed(run, "boom", hopeless=False),
-        "diagnosed: hopeless": Diagnosed(run, "no such file", hopeless=True),
+        "diagnosed": Diagnosed(run, "boom", CauseClass.UNKNOWN),
+        "diagnosed: hopeless": Diagnosed(run, "no such file", CauseClass.WRONG_CONFIG),
     }
     if status.pid is not None:
         found["exited: 0"] = Exited(run, 0, None)
@@ -116,11 +118,13 @@ def events(status: Status) -> dict[str, Event]:
                 found[f"{check} {outcome}"] = Probed(run, check, outcome, "its answer")
     elif status.state in (State.STARTING, State.STOPPING):
         found["spawned"] = Spawned(run, 100 + run)
-        found["spawn failed"] = SpawnFailed(run, "no such program", hopeless=True)
+        found["spawn failed"] = SpawnFailed(run, "no such program", CauseClass.WRONG_CONFIG)
     if status.in_rotation:
         found["entered rotation"] = EnteredRotation(run)
     if status.stage is Stage.DRAIN:
         found["drained"] = Drained(run)
+    if status.stage is Stage.KILL:
+        found["blockers found"] = BlockersFound(run, "pid 100")
     if status.timer is not None:
         found["timer fired"] = TimerFired(status.timer.epoch)
     return found
@@ -148,6 +152,7 @@ def _kind(status: Status) -> object:
         stop_reason="",
         detail="",
         last_exit="",
+        last_exit_class=None,
         fault="a fault" if status.fault else None,
         run=0,
         epoch=0,

@@ -12,8 +12,16 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec
-from supervisor.core.restart import HOPELESS_TRIES, Finished, GiveUp, RestartAfter, decide
+from supervisor.core.restart import (
+    HOPELESS_TRIES,
+    LEAST_DELAY,
+    Finished,
+    GiveUp,
+    RestartAfter,
+    decide,
+)
 
 INTERRUPT_GRACE = 5.0
 """Seconds between SIGINT and SIGKILL. A worker cuts its streams on SIGINT."""
@@ -21,6 +29,9 @@ HURRIED_GRACE = 1.0
 """The same, for somebody who has asked twice."""
 KILL_GRACE = 10.0
 """Seconds between two SIGKILLs: a process that survives one is stuck in the kernel."""
+LATE = 5.0
+"""Seconds: a timer that fires that much after its time tells of ourselves, not of the instance."""
+_DEAF = "not even SIGKILL ends it"
 
 
 class State(StrEnum):
@@ -110,6 +121,8 @@ class Status:
     """The last answer to a probe."""
     last_exit: str = ""
     """Why the last process ended, or could not be started."""
+    last_exit_class: CauseClass | None = None
+    """The same as a class; until it is known, that of the one before. None: asked for, or none."""
 
 
 def on_probation(status: Status) -> bool:
@@ -166,7 +179,7 @@ class Spawned:
 class SpawnFailed:
     run: int
     cause: str
-    hopeless: bool
+    kind: CauseClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +198,14 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosed:
-    """The log of an exited process has been read: its cause, and that no restart can help.
+    """The log of an exited process has been read: its cause, in words and as a class.
 
     It comes a moment after the exit, when the next process may be running already.
     """
 
     exited_run: int
     cause: str
-    hopeless: bool
+    kind: CauseClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +226,14 @@ class Drained:
     """It has no request any more, and gets none."""
 
     run: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockersFound:
+    """What is left of a tree that SIGKILL has not ended, in words: which processes, and why."""
+
+    run: int
+    left: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +262,7 @@ Event = (
     | Probed
     | EnteredRotation
     | Drained
+    | BlockersFound
     | Adjusted
     | TimerFired
 )
@@ -294,8 +316,23 @@ class Diagnose:
     run: int
 
 
+@dataclass(frozen=True, slots=True)
+class FindBlockers:
+    """Say what is left of its tree, and what it is doing."""
+
+    run: int
+
+
 Effect = (
-    Spawn | Signal | StartProbes | StopProbes | EnterRotation | LeaveRotation | Drain | Diagnose
+    Spawn
+    | Signal
+    | StartProbes
+    | StopProbes
+    | EnterRotation
+    | LeaveRotation
+    | Drain
+    | Diagnose
+    | FindBlockers
 )
 Step = tuple[Status, tuple[Effect, ...]]
 
@@ -413,9 +450,9 @@ def _spawned(status: Status, event: Spawned, at: _Moment) -> Step:
 
 
 def _spawn_failed(status: Status, event: SpawnFailed, at: _Moment) -> Step:
-    hopeless = status.hopeless + 1 if event.hopeless else 0
+    hopeless = status.hopeless + 1 if event.kind.is_hopeless else 0
     what = f"could not be started: {event.cause}"
-    status = replace(status, last_exit=what, hopeless=hopeless)
+    status = replace(status, last_exit=what, last_exit_class=event.kind, hopeless=hopeless)
     return _ended(status, what, succeeded=False, at=at)
 
 
@@ -423,10 +460,15 @@ def _exited(status: Status, event: Exited, at: _Moment) -> Step:
     effects: tuple[Effect, ...] = (StopProbes(),)
     if status.in_rotation:
         effects += (LeaveRotation(),)
+    # Until the diagnosis comes, it has probably ended as the one before.
+    supposed = None
     if status.state in RUNNING and status.wanted:
         effects += (Diagnose(status.run),)
+        supposed = status.last_exit_class
     status = _proven(status, at)
-    status = replace(status, pid=None, in_rotation=False, last_exit=str(event))
+    status = replace(
+        status, pid=None, in_rotation=False, last_exit=str(event), last_exit_class=supposed
+    )
     after, more = _ended(status, str(event), succeeded=event.code == 0, at=at)
     return after, effects + more
 
@@ -436,20 +478,20 @@ def _diagnosed(status: Status, event: Diagnosed, at: _Moment) -> Step:
     started_since = is_older and status.state in RUNNING and status.streak == 0
     if event.exited_run < status.run - 1 or started_since:
         return status, ()  # by a person or a rollout: what was before has no say any more
-    hopeless = status.hopeless + 1 if event.hopeless else 0
+    hopeless = status.hopeless + 1 if event.kind.is_hopeless else 0
     is_latest = event.exited_run == status.run
-    decision = status.reason.removeprefix(status.last_exit)
-    status = replace(
-        status,
-        hopeless=hopeless,
-        last_exit=event.cause if is_latest or status.state in RUNNING else status.last_exit,
-    )
+    decision, supposed = status.reason.removeprefix(status.last_exit), status.last_exit_class
+    status = replace(status, hopeless=hopeless)
+    if is_latest or status.state in RUNNING:
+        status = replace(status, last_exit=event.cause, last_exit_class=event.kind)
     match status.state:
         case State.BACKOFF if hopeless >= HOPELESS_TRIES:
             verdict = decide(
                 at.spec.restart, succeeded=False, streak=0, hopeless=hopeless, jitter=0
             )
             return _move(status, State.FAILED, f"{event.cause}; {verdict.reason}", at), ()
+        case State.BACKOFF if is_latest and event.kind is not supposed:
+            return _wait_anew(status, decision, at), ()
         case State.BACKOFF | State.FAILED if is_latest:
             return replace(status, reason=f"{event.cause}{decision}"), ()
         case State.STARTING:
@@ -526,6 +568,12 @@ def _drained(status: Status, event: Drained, at: _Moment) -> Step:
     return status, ()
 
 
+def _blockers_found(status: Status, event: BlockersFound, at: _Moment) -> Step:
+    if status.state is State.STOPPING and status.stage is Stage.KILL:
+        return replace(status, reason=f"{_DEAF}: {event.left}"), ()
+    return status, ()
+
+
 def _adjusted(status: Status, event: Adjusted, at: _Moment) -> Step:
     """Ask what is to be asked now, and tell the controller of other names."""
     before, spec = event.before, at.spec
@@ -557,8 +605,12 @@ def _asked_otherwise(status: Status, before: InstanceSpec, at: _Moment) -> Step:
 def _timer_fired(status: Status, event: TimerFired, at: _Moment) -> Step:
     if status.timer is None or status.timer.epoch != event.epoch:
         return status, ()
+    late = at.now - status.timer.at > LATE
     status = replace(status, timer=None)
     match status.state:
+        case State.STARTING if late and at.spec.startup:
+            # We were suspended: it could not be asked, and gets the time for another question.
+            return _with_timer(status, at.spec.startup.timeout + LATE, at), ()
         case State.STARTING:
             limit = at.spec.startup.deadline if at.spec.startup else 0.0
             fault = f"not ready after {limit:g} s ({status.detail or 'no answer'})"
@@ -587,6 +639,7 @@ _HANDLERS: dict[type[Any], Callable[[Status, Any, _Moment], Step]] = {
     Probed: _probed,
     EnteredRotation: _entered_rotation,
     Drained: _drained,
+    BlockersFound: _blockers_found,
     Adjusted: _adjusted,
     TimerFired: _timer_fired,
 }
@@ -713,10 +766,13 @@ def _escalate(status: Status, at: _Moment, interrupt_grace: float = INTERRUPT_GR
     if status.pid is None:
         text = f"its process is still about to start; it will get {stage}"
     elif stuck:
-        text = f"pid {status.pid} survives SIGKILL: it is stuck in the kernel, or being debugged"
+        known = status.reason.startswith(_DEAF)
+        text = status.reason if known else f"{_DEAF}: stuck in the kernel, or being debugged"
     status = replace(status, stage=stage, reason=text)
     grace = interrupt_grace if stage is Stage.INT else KILL_GRACE
-    effects = (Signal(stage),) if status.pid is not None else ()
+    effects: tuple[Effect, ...] = (Signal(stage),) if status.pid is not None else ()
+    if stuck and status.pid is not None:
+        effects += (FindBlockers(status.run),)
     return _with_timer(status, grace, at), effects
 
 
@@ -748,6 +804,23 @@ def _ended(status: Status, what: str, *, succeeded: bool, at: _Moment) -> Step:
             return status, ()
 
 
+def _wait_anew(status: Status, decided: str, at: _Moment) -> Status:
+    """In backoff, when it turns out that it has ended for another reason than was supposed."""
+    decision = decide(
+        at.spec.restart,
+        succeeded=False,
+        streak=status.streak - 1,
+        hopeless=status.hopeless,
+        jitter=at.jitter,
+        cause=status.last_exit_class,
+    )
+    if not isinstance(decision, RestartAfter):  # its policy was edited since
+        return replace(status, reason=f"{status.last_exit}{decided}")
+    left = max(LEAST_DELAY, status.since + decision.delay - at.now)
+    status = replace(status, reason=f"{status.last_exit}; {decision.reason}")
+    return _with_timer(status, left, at)
+
+
 def _restart_or_not(status: Status, what: str, *, succeeded: bool, at: _Moment) -> Step:
     decision = decide(
         at.spec.restart,
@@ -755,6 +828,7 @@ def _restart_or_not(status: Status, what: str, *, succeeded: bool, at: _Moment) 
         streak=status.streak,
         hopeless=status.hopeless,
         jitter=at.jitter,
+        cause=status.last_exit_class,
     )
     reason = f"{what}; {decision.reason}"
     match decision:

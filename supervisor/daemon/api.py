@@ -23,7 +23,7 @@ from pydantic.json_schema import models_json_schema
 
 from supervisor import __version__
 from supervisor.core.cluster import ClusterState
-from supervisor.core.lifecycle import StartRequested, State, Status, StopRequested
+from supervisor.core.lifecycle import Stage, StartRequested, State, Status, StopRequested
 from supervisor.daemon import views
 from supervisor.daemon.editing import Draft, Edits, carry_out
 from supervisor.daemon.explain import explain
@@ -32,6 +32,7 @@ from supervisor.daemon.planning import changes_of
 from supervisor.daemon.reconciler import GoDown, Reconciler, StartSlot, StopSlot
 from supervisor.daemon.reload import Reloader
 from supervisor.daemon.upgrade import CannotUpgrade
+from supervisor.runtime.blockers import blockers
 from supervisor.runtime.logs import follow, last_words, tail
 from supervisor.runtime.safewrite import WriteError
 from supervisor.spec.editing.tree import EditError
@@ -54,6 +55,8 @@ class Daemon:
     started: float
     """Seconds since the epoch."""
     log_path: Callable[[str], Path]
+    tree_of: Callable[[str], list[int]]
+    """Pids of an instance's processes."""
     reloader: Reloader
     upgrades: int
     upgrade: Callable[[], Awaitable[None]]
@@ -355,6 +358,8 @@ def _instance(daemon: Daemon, name: str) -> views.InstanceView:
         since=_wall(status.since) or _iso(daemon.started),
         started_at=_wall(status.started_at) if status.pid else None,
         ready_at=_wall(status.ready_at) if status.pid else None,
+        last_exit=status.last_exit or None,
+        last_exit_class=status.last_exit_class.value if status.last_exit_class else None,
     )
 
 
@@ -375,11 +380,18 @@ def _why(daemon: Daemon, name: str) -> views.WhyView:
     reconciler = daemon.reconciler
     blocked = {one: reconciler.statuses[one].state for one in reconciler.blocked_by(name)}
     failure = None if reconciler.is_leaving(name) else reconciler.failure(spec.slot)
-    sentences = explain(spec, status, reconciler.waiting_for(name), blocked, failure, now=now)
+    left = blockers(daemon.tree_of(name)) if _is_asked_to_end(status) else []
+    sentences = explain(
+        spec, status, reconciler.waiting_for(name), blocked, failure, left=left, now=now
+    )
     healthy = status.state in (State.READY, State.STOPPED) and not status.restarts
     words_of = failure.instance if failure else None if healthy else name
     lines = last_words(daemon.log_path(words_of), _WHY_LINES) if words_of else []
     return views.WhyView(name=name, sentences=sentences, log=lines)
+
+
+def _is_asked_to_end(status: Status) -> bool:
+    return status.state is State.STOPPING and status.stage is not Stage.DRAIN
 
 
 def _is_final(status: Status) -> bool:

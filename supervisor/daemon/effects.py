@@ -10,14 +10,16 @@ import asyncio
 import functools
 import logging
 import os
+import re
 import shlex
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from supervisor.core.diagnosis import diagnose
+from supervisor.core.diagnosis import CauseClass, Diagnosis, diagnose
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import (
+    BlockersFound,
     Check,
     Diagnosed,
     Drained,
@@ -28,7 +30,10 @@ from supervisor.core.lifecycle import (
     Status,
 )
 from supervisor.runtime import leftovers
+from supervisor.runtime.blockers import blockers
 from supervisor.runtime.logs import InstanceLogs, last_words
+from supervisor.runtime.oom import OomKills
+from supervisor.runtime.ports import who_holds
 from supervisor.runtime.processes import Processes
 from supervisor.spec.model import Logs
 
@@ -40,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DIAGNOSED_LINES = 60
+_PORT = re.compile(r"\('[^']*', (\d+)\)")
+"""As asyncio, and so uvicorn, names an address that it cannot listen on."""
 _LOG_PATIENCE = 2.0
 """Seconds to wait for the last words of a process to reach its log."""
 
@@ -67,11 +74,13 @@ class LocalEffects:
         self._external_controller = external_controller
         self._deliver = deliver
         self._tasks: set[asyncio.Task[None]] = set()
+        self._oom_kills = OomKills()
         self._ended: dict[str, int | None] = {}
         """The pid of each instance's process that ended last."""
         self._closers: list[Callable[[], Awaitable[None]]] = []
 
     def spawn(self, spec: InstanceSpec, run: int) -> None:
+        self._oom_kills.watch()
         self._processes.spawn(spec, run, functools.partial(self._open_log, spec))
 
     def adopt(self, spec: InstanceSpec, status: Status) -> None:
@@ -158,8 +167,14 @@ class LocalEffects:
     def diagnose(self, spec: InstanceSpec, run: int, ended: str) -> None:
         self._in_background(self._diagnose(spec, run, self._ended[spec.name], ended))
 
+    def find_blockers(self, spec: InstanceSpec, run: int) -> None:
+        left = blockers(self._processes.tree_of(spec.name))
+        if left:
+            self._deliver(spec.name, BlockersFound(run, "; ".join(map(str, left))))
+
     async def close(self) -> None:
         """End all that runs in the background."""
+        self._oom_kills.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -181,18 +196,26 @@ class LocalEffects:
     async def _diagnose(self, spec: InstanceSpec, run: int, pid: int | None, ended: str) -> None:
         """Say why a run ended, as soon as its log holds all that it said."""
         lines: list[str] = []
+        oom_kill = self._oom_kills.recent()  # now: what comes later is another's
         try:
             async with asyncio.timeout(_LOG_PATIENCE):
                 while not (lines := self._words_of(spec, pid)):
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            lines = last_words(self._logs.path(spec.name), _DIAGNOSED_LINES)
-        found = diagnose(ended, lines)
-        self._deliver(spec.name, Diagnosed(run, found.cause, found.hopeless))
+            lines = self._last_words(spec)
+        found = diagnose(ended, lines, oom_kill=oom_kill)
+        cause = await _with_holder(found, spec)
+        self._deliver(spec.name, Diagnosed(run, cause, found.kind))
+
+    def _last_words(self, spec: InstanceSpec) -> list[str]:
+        try:
+            return last_words(self._logs.path(spec.name), _DIAGNOSED_LINES)
+        except OSError:  # no descriptor is free, the disk is broken: no reason to keep silent
+            return []
 
     def _words_of(self, spec: InstanceSpec, pid: int | None) -> list[str]:
         """The last lines of a process that has ended; none while its end is not in the log yet."""
-        lines = last_words(self._logs.path(spec.name), _DIAGNOSED_LINES)
+        lines = self._last_words(spec)
         marks = [i for i, line in enumerate(lines) if line.startswith("=== ")]
         ends = [i for i in marks if f" llm-supervisor: pid {pid} " in lines[i]]
         if not ends:
@@ -226,3 +249,14 @@ class LocalEffects:
         prober = Prober(askers, self._deliver)
         self._closers = [prober.close, rotation.close, session.close]
         return _Http(client, rotation, prober)
+
+
+async def _with_holder(found: Diagnosis, spec: InstanceSpec) -> str:
+    """The cause, and where a port is taken by whom, if that can be found out."""
+    named = _PORT.search(found.cause)
+    port = int(named[1]) if named else spec.port
+    if found.kind is not CauseClass.PORT_BUSY or port is None:
+        return found.cause
+    # All sockets of the machine are looked through.
+    holder = await asyncio.to_thread(who_holds, port, unless=spec.name)
+    return f"{found.cause}; {holder}" if holder else found.cause

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.durations import format_duration
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import Stage, State, Status
 from supervisor.core.rollout import Failure
+
+_HOPES = {
+    CauseClass.PORT_BUSY: "the port may be free by then",
+    CauseClass.GPU_MEMORY: "others may have freed GPU memory by then (who has it: `nvidia-smi`)",
+    CauseClass.HOST_MEMORY: "others may have freed memory by then",
+    CauseClass.GPU_LOST: "the GPU may be back by then; if not, `nvidia-smi` and `dmesg` tell more",
+}
+"""What a restart waits for."""
 
 
 def explain(
@@ -17,13 +26,15 @@ def explain(
     blocked_by: Mapping[str, State] | None = None,
     failure: Failure | None = None,
     *,
+    left: Sequence[object] = (),
     now: float,
 ) -> list[str]:
     """What state, since when, because of what, and what happens next.
 
     ``waiting_for`` names the services that it depends on and that are not ready; ``blocked_by``
     the instances among and behind them that do not come by themselves, with their states;
-    ``failure`` is a rollout that was given up.
+    ``failure`` is a rollout that was given up; ``left`` describes the processes of one that is to
+    end.
     """
     waits = status.state is State.STOPPED and status.wanted
     blocked_by = blocked_by or {}
@@ -37,6 +48,10 @@ def explain(
         times = "once" if status.restarts == 1 else f"{status.restarts} times"
         cause = f"; its last process {status.last_exit}" if status.last_exit else ""
         sentences.append(f"It was restarted {times}{cause}.")
+    if status.last_exit_class not in (None, CauseClass.UNKNOWN):
+        sentences.append(f"Class of that end: {status.last_exit_class}.")
+    if left:
+        sentences.append(f"Still there: {'; '.join(map(str, left))}.")
     if failure is not None:
         sentences.append(
             f"It runs as it was before the last change: {failure.instance} could not be started "
@@ -107,7 +122,8 @@ def _next(spec: InstanceSpec, status: Status, now: float) -> str:
         case State.STOPPING:
             return f"Next: a sterner signal in {left}." if left else "Next: it ends."
         case State.BACKOFF:
-            return f"Next: it is started again in {left}."
+            hope = _HOPES.get(status.last_exit_class) if status.last_exit_class else None
+            return f"Next: it is started again in {left}{f'; {hope}' if hope else ''}."
         case State.FAILED:
             return (
                 f"Next: nothing, until `llm-supervisor start {spec.service}`; its log tells more."

@@ -25,6 +25,7 @@ from supervisor.daemon.prepare import ports_of
 from supervisor.daemon.reconciler import GoDown, HandOver, Reconciler
 from supervisor.daemon.reload import Reloader
 from supervisor.daemon.upgrade import CannotUpgrade, Handover
+from supervisor.runtime.descriptors import Complaint
 from supervisor.runtime.logs import InstanceLogs
 from supervisor.runtime.processes import Processes
 from supervisor.runtime.rundir import RunDir, RunDirError
@@ -102,7 +103,9 @@ class _Running:
         self._journal = Journal(time.time)
         self._journal.listen(listener)
         self._processes = Processes(mark_of(run_dir), environ, self._deliver)
-        self._logs = InstanceLogs(run_dir.path, options.log_dir, on_writer_exit=_warn_of_log_writer)
+        self._logs = InstanceLogs(
+            run_dir.path, options.log_dir, on_writer_exit=_warn_of_log_writer, on_loss=_warn_of_loss
+        )
         self._effects = LocalEffects(
             self._processes,
             self._logs,
@@ -123,6 +126,7 @@ class _Running:
 
     async def serve(self) -> None:
         """From the first process to the last."""
+        asyncio.get_running_loop().set_exception_handler(Complaint())
         watch = FileWatch(lambda: self._in_background(self._reloader.reload_quietly()))
         down = False
         is_up = self._beginning.adoption is not None
@@ -237,6 +241,7 @@ class _Running:
                 log_dir=self._options.log_dir.absolute(),
                 started=self._started,
                 log_path=self._logs.path,
+                tree_of=self._processes.tree_of,
                 reloader=self._reloader,
                 upgrades=self._upgrades,
                 upgrade=self._upgrade,
@@ -302,6 +307,13 @@ class _Running:
 
 def _warn_of_log_writer(pid: int) -> None:
     log.warning("the log writer (pid %d) ended; starting another, no output is lost", pid)
+
+
+def _warn_of_loss(cause: str | None) -> None:
+    if cause is None:
+        log.warning("the logs can be written again; each says how much it has lost")
+    else:
+        log.warning("output of instances is being lost (%s); make room for the logs", cause)
 
 
 def _ignore_signals() -> None:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from supervisor.core import lifecycle
 from supervisor.core.cluster import ClusterState, cluster_state
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec, Role
 from supervisor.core.lifecycle import (
     RUNNING,
@@ -28,6 +29,7 @@ from supervisor.core.lifecycle import (
     EnterRotation,
     Event,
     Exited,
+    FindBlockers,
     Hurried,
     LeaveRotation,
     RestartRequested,
@@ -83,6 +85,7 @@ class Effects(Protocol):
     def leave_rotation(self, spec: InstanceSpec) -> None: ...
     def drain(self, spec: InstanceSpec, run: int) -> None: ...
     def diagnose(self, spec: InstanceSpec, run: int, ended: str) -> None: ...
+    def find_blockers(self, spec: InstanceSpec, run: int) -> None: ...
     def controller_is_new(self, spec: InstanceSpec) -> None: ...
     def controller_goes_on(self, spec: InstanceSpec) -> None: ...
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None: ...
@@ -610,7 +613,9 @@ class Reconciler:
         """Nobody would ever hear of a process that was not even tried to be spawned."""
         if not isinstance(effect, Spawn):
             return None
-        return lambda error: self.deliver(name, SpawnFailed(effect.run, repr(error), False))
+        return lambda error: self.deliver(
+            name, SpawnFailed(effect.run, repr(error), CauseClass.UNKNOWN)
+        )
 
     def _carry_out(self, effect: Effect, spec: InstanceSpec, status: Status) -> None:
         match effect:
@@ -630,6 +635,8 @@ class Reconciler:
                 self._effects.drain(spec, run)
             case Diagnose(run):
                 self._effects.diagnose(spec, run, status.last_exit)
+            case FindBlockers(run):
+                self._effects.find_blockers(spec, run)
 
     def _set_timer(self, name: str, timer: lifecycle.Timer | None) -> None:
         old = self._timers.pop(name, None)

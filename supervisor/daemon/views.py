@@ -73,6 +73,21 @@ class InstanceView(View):
     """When its process started."""
     ready_at: str | None
     """When it became ready."""
+    last_exit: str | None
+    """How and why its last process ended, or could not be started."""
+    last_exit_class: (
+        Literal[
+            "wrong configuration",
+            "port busy",
+            "out of GPU memory",
+            "out of host memory",
+            "GPU lost",
+            "engine error",
+            "unknown",
+        ]
+        | None
+    )
+    """The same as one of these; none for an end that was asked for."""
 
 
 class StatusView(View):

@@ -48,6 +48,7 @@ class InstanceLogs:
     The log writer is a child of the supervisor, which reaps all its children in one place; whoever
     does that calls `writer_exited()` once it has reaped `writer_pid`. Unless we are closing, that
     starts a successor, and `on_writer_exit` is told the pid of the one that should not have ended.
+    `on_loss` is told why output is being lost, as from a full disk, and None when it no longer is.
     """
 
     def __init__(
@@ -56,10 +57,13 @@ class InstanceLogs:
         log_dir: Path,
         *,
         on_writer_exit: Callable[[int], None] | None = None,
+        on_loss: Callable[[str | None], None] | None = None,
     ) -> None:
         self._out_dir = run_dir.absolute() / "out"
         self._log_dir = log_dir.absolute()
         self._on_writer_exit = on_writer_exit
+        self._on_loss = on_loss
+        self._losing: set[str] = set()
         self._outputs: dict[str, _Output] = {}
         self._writer: _LogWriter | None = None
         self._closing = False
@@ -152,7 +156,7 @@ class InstanceLogs:
         if self._writer is None:
             return
         dead, self._writer = self._writer, None
-        dead.commands.close()
+        dead.close()
         if self._closing:
             return
         if self._on_writer_exit:
@@ -200,7 +204,8 @@ class InstanceLogs:
             loop.call_later(_POLL, self._release_when_drained, name)
 
     def _start_writer(self) -> None:
-        self._writer = _LogWriter(self._out_dir.parent)
+        self._losing.clear()
+        self._writer = _LogWriter(self._out_dir.parent, self._reported)
         for output in self._outputs.values():
             self._writer.commands.send(output.command)
 
@@ -223,6 +228,13 @@ class InstanceLogs:
         self._outputs.clear()
         if self._writer:
             self._writer.commands.close()
+
+    def _reported(self, log: str, cause: str | None) -> None:
+        """The first log that loses output is told of, and the last one that no longer does."""
+        losing = bool(self._losing)
+        (self._losing.add if cause else self._losing.discard)(log)
+        if self._on_loss and bool(self._losing) is not losing:
+            self._on_loss(cause)
 
 
 class _Inlet:
@@ -286,20 +298,51 @@ class _Output:
 class _LogWriter:
     """A running log writer. Raises OSError if it cannot be started."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, reported: Callable[[str, str | None], None]) -> None:
         self.started = asyncio.get_running_loop().time()
-        stdin, commands = os.pipe()
-        try:
-            self.pid = _spawn_log_writer(run_dir, stdin)
-        except OSError:
-            os.close(commands)
-            raise
-        finally:
-            os.close(stdin)
+        self._reported = reported
+        self._unread = b""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            stdin, commands = _pipe(theirs, ours)
+            self._reports, stdout = _pipe(ours, theirs)
+            self.pid = _spawn_log_writer(run_dir, stdin, stdout)
+            ours.pop_all()
         self.commands = _Inlet(commands)
+        os.set_blocking(self._reports, False)
+        asyncio.get_running_loop().add_reader(self._reports, self._listen)
+
+    def close(self) -> None:
+        self.commands.close()
+        self._stop_listening()
+
+    def _listen(self) -> None:
+        try:
+            received = os.read(self._reports, 65536)
+        except BlockingIOError:
+            return
+        if not received:
+            self._stop_listening()
+        *reports, self._unread = (self._unread + received).split(b"\n")
+        for report in reports:
+            told = json.loads(report)
+            self._reported(told["log"], told["cause"])
+
+    def _stop_listening(self) -> None:
+        if self._reports >= 0:
+            asyncio.get_running_loop().remove_reader(self._reports)
+            os.close(self._reports)
+            self._reports = -1
 
 
-def _spawn_log_writer(run_dir: Path, stdin: int) -> int:
+def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose ends are closed by these."""
+    ends = os.pipe()
+    for stack, end in zip((reader, writer), ends, strict=True):
+        stack.callback(os.close, end)
+    return ends
+
+
+def _spawn_log_writer(run_dir: Path, stdin: int, stdout: int) -> int:
     # Not subprocess or asyncio, which would wait for the child themselves.
     # It has a session of its own, and these signals blocked from its first instruction on: neither
     # Ctrl-C nor a service manager that stops the whole unit may end it before the instances.
@@ -309,7 +352,7 @@ def _spawn_log_writer(run_dir: Path, stdin: int) -> int:
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_DUP2, stdin, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, stdout, 1),
             # Its last words, should it crash. Not our stderr: whoever reads that would not see its
             # end while the log writer outlives us.
             (

@@ -6,8 +6,13 @@ it; it imports little, for a small footprint. Each line on its standard input is
 
     {"fifo": "/run/…/out/vicuna-0", "log": "/…/vicuna-0.log", "max_bytes": 50000000, "keep": 5}
 
-It names a pipe to read from now on, or gives new limits to one that is being read. There is no
-command to close a pipe: one is done with when nobody can write to it any more, the supervisor
+Each line on its standard output is one as well: the path of a log, and why it cannot be written any
+more, or null when it can be again.
+
+    {"log": "/…/vicuna-0.log", "cause": "No space left on device"}
+
+A command names a pipe to read from now on, or gives new limits to one that is being read. There is
+no command to close a pipe: one is done with when nobody can write to it any more, the supervisor
 included. The end of the standard input means that the supervisor is gone; the log writer then stays
 until the last pipe is done with.
 
@@ -28,7 +33,7 @@ import signal
 import struct
 import sys
 
-STDIN = 0
+STDIN, STDOUT = 0, 1
 MOST_AT_ONCE = 256 * 1024  # bytes; keeps one flooding instance from holding up the others
 SCRATCH_BYTES = 1024 * 1024  # as many pages as the largest pipe has, so that tee finds room
 
@@ -91,6 +96,8 @@ class Log:
                 # An instance must not stall because a disk is full, so its output is thrown away,
                 # and the log says how much of it as soon as it can say something again.
                 pipe.discard(len(waiting))
+                if not self._lost:
+                    report(self.path, error.strerror)
                 self._lost += len(waiting)
                 self._cause = error.strerror
         return waiting != b""
@@ -184,10 +191,17 @@ class Log:
             os.ftruncate(self._file, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._lost = 0
+        report(self.path, None)
         return size + written
 
     def _at_line_start(self, size: int) -> bool:
         return size == 0 or os.pread(self._file, 1, size - 1) == b"\n"
+
+
+def report(log: str, cause: str | None) -> None:
+    """Tell the supervisor, if there is one, and if it listens."""
+    with contextlib.suppress(OSError):
+        os.write(STDOUT, json.dumps({"log": log, "cause": cause}).encode() + b"\n")
 
 
 class LogWriter:
@@ -273,6 +287,7 @@ def main() -> None:
     # nor a directory that we do not use stay busy.
     os.closerange(3, 65536)
     os.chdir("/")
+    os.set_blocking(STDOUT, False)  # a suspended supervisor must not hold us up
     become_the_only_one(sys.argv[1])
     LogWriter().run()
 

@@ -33,16 +33,30 @@ def why_taken(host: str, port: int) -> str | None:
     return None
 
 
-def _holder(port: int) -> str:
+def holder_of(port: int) -> int | None:
+    """The pid of who listens on a port; None if nobody does, or that cannot be found out."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except (psutil.AccessDenied, OSError):
-        return "another process; stop it or choose another port"
+        return None
     for connection in connections:
         listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
         if listens and connection.pid:
-            return _describe(connection.pid)
-    return "another process; stop it or choose another port"
+            return int(connection.pid)
+    return None
+
+
+def who_holds(port: int, *, unless: str) -> str | None:
+    """Who listens on a port, for people; None if nobody does, or the instance ``unless`` itself."""
+    pid = holder_of(port)
+    if pid is None or (tree.mark_of(pid) or "").endswith(f"/{unless}"):
+        return None
+    return f"port {port} is in use by {_describe(pid)}"
+
+
+def _holder(port: int) -> str:
+    pid = holder_of(port)
+    return _describe(pid) if pid else "another process; stop it or choose another port"
 
 
 def _describe(pid: int) -> str:

@@ -24,6 +24,8 @@ _SHARE_OF_START = 0.02
 on yet costs a tenth of a millisecond."""
 _AFTER_WRONG_ANSWER = 5.0
 """An answer that says no costs the instance something; silence does not."""
+_ABSENT = 0.25
+"""Seconds after its time at which a timeout tells of our own event loop, not of who was asked."""
 
 
 class Prober:
@@ -99,6 +101,8 @@ class Prober:
         asker = self._askers.get(question.ask)
         if asker is None:
             return Outcome.UNASKED, f"nobody here can ask {question}"
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             answer = await asker(spec, question, timeout)
         except Exception as error:
@@ -107,4 +111,8 @@ class Prober:
                 log.exception("cannot ask %s of %s; please report this", question, spec.name)
             return Outcome.UNASKED, f"{question.ask} {Outcome.UNASKED}: {error!r}"
         self._defective.discard((spec.name, check))
+        late = clock() - began - timeout
+        if answer[0] is Outcome.FAILED and late > _ABSENT:
+            # Whatever came meanwhile, we were not there to hear it (SIGSTOP, a machine that slept).
+            return Outcome.UNASKED, f"{question.ask} {Outcome.UNASKED}: we were held up ourselves"
         return answer

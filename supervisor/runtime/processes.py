@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import subprocess
@@ -23,9 +24,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from signal import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Signals
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
 from supervisor.runtime import pidfd, tree
+from supervisor.runtime.descriptors import hold_reserve, with_reserve
 from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, birth
 from supervisor.runtime.listeners import Listeners, PortTaken
 
@@ -84,6 +87,7 @@ class Processes:
     def start(self) -> None:
         """Watch for exits. Must run in the main thread, before anything is spawned."""
         tree.become_subreaper()
+        hold_reserve()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(SIGCHLD, self._reap)
         loop.call_soon(self._reap)  # what ended while we became another program
@@ -165,26 +169,35 @@ class Processes:
         process.told = True
         self._signal_all(process, _SIGNALS[stage])
 
+    def tree_of(self, name: str) -> list[int]:
+        """All processes of an instance that are still there, the leader first."""
+        process = self._current.get(name)
+        if process is None:
+            return []
+        return [*([process.pid] if process.exited is None else []), *self._members(process)]
+
     def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None:
         """Close the listening sockets of instances for all other addresses."""
         self._listeners.keep(addresses)
 
     def _spawn(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> None:
         try:
-            descriptor = output()
-            try:
-                pid = self._fork(spec, run, descriptor)
-            finally:
-                os.close(descriptor)
+            pid = with_reserve(lambda: self._fork_with(spec, run, output))
         except OSError as error:
-            hopeless = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
             cause = _why_not_started(spec, error)
-            self._deliver(spec.name, SpawnFailed(run, cause, hopeless))
+            self._deliver(spec.name, SpawnFailed(run, cause, _class_of(error)))
             return
         stat = tree.stat_of(pid)  # there is one: it is our child, and only we reap it
         process = _Process(spec.name, run, pid, stat.born if stat else 0)
         self._leaders[pid] = self._current[spec.name] = process
         self._deliver(spec.name, Spawned(run, pid, process.born))
+
+    def _fork_with(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> int:
+        descriptor = output()
+        try:
+            return self._fork(spec, run, descriptor)
+        finally:
+            os.close(descriptor)
 
     def _fork(self, spec: InstanceSpec, run: int, output: int) -> int:
         env = {**self._env(spec), BIRTH: birth(run, spec.port, spec.launch)}
@@ -418,6 +431,14 @@ def _why_not_started(spec: InstanceSpec, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return f"there is no program {missing}; install it or mend the path"
     return f"{error.strerror}: {missing}"
+
+
+def _class_of(error: OSError) -> CauseClass:
+    if isinstance(error, PortTaken):
+        return CauseClass.PORT_BUSY
+    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
+        return CauseClass.WRONG_CONFIG
+    return CauseClass.HOST_MEMORY if error.errno == errno.ENOMEM else CauseClass.UNKNOWN
 
 
 def _signal_name(number: int) -> str:

@@ -11,6 +11,8 @@ import ctypes
 import os
 from dataclasses import dataclass
 
+from supervisor.runtime.descriptors import with_reserve
+
 MARK = "LLM_SUPERVISOR_INSTANCE"
 """Variable that every process of an instance inherits: `<mark of the cluster>/<instance>`."""
 
@@ -30,9 +32,8 @@ def children(pid: int) -> list[int]:
     """Direct children of a process; none if it is gone."""
     found: list[int] = []
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as stream:
-                found += map(int, stream.read().split())
+        for thread in with_reserve(lambda: os.listdir(f"/proc/{pid}/task")):
+            found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
     except (FileNotFoundError, ProcessLookupError):
         pass
     return found
@@ -52,8 +53,7 @@ def variable_of(pid: int, name: str) -> str | None:
     """A variable of the environment that a process was started with; None if it has none, is gone,
     or a zombie."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as stream:
-            variables = stream.read().split(b"\0")
+        variables = _read(f"/proc/{pid}/environ").split(b"\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     prefix = f"{name}=".encode()
@@ -98,8 +98,7 @@ class Stat:
 def stat_of(pid: int) -> Stat | None:
     """None if there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            fields = stream.read().rpartition(b")")[2].split()
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     return Stat(
@@ -118,11 +117,23 @@ def born(pid: int) -> int | None:
     return stat.born if stat is not None and stat.state not in "ZX" else None
 
 
+def command_line(pid: int) -> str:
+    """How a process was started, shortened for people; empty if it is gone, or a zombie."""
+    try:
+        words = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace")
+        return " ".join(words.split())[:80]
+    except OSError:
+        return ""
+
+
 def name_of(pid: int) -> str:
     """The command of a process, for people."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            words = stream.read().replace(b"\0", b" ").decode(errors="replace").strip()
-        return words[:80] or f"pid {pid}"
-    except OSError:
-        return f"pid {pid}"
+    return command_line(pid) or f"pid {pid}"
+
+
+def _read(path: str) -> bytes:
+    def read() -> bytes:
+        with open(path, "rb") as stream:
+            return stream.read()
+
+    return with_reserve(read)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec, Role
 from supervisor.core.lifecycle import (
     RUNNING,
@@ -483,7 +484,7 @@ class World:
         one.spawning = False
         if luck is Luck.MISSING:
             one.launched = None
-            self.tell(one, SpawnFailed(one.status.run, "no such program", hopeless=True))
+            self.tell(one, SpawnFailed(one.status.run, "no such program", CauseClass.WRONG_CONFIG))
         else:
             pid = next(self._pids)
             self.tell(one, Spawned(one.status.run, pid, born=pid))
@@ -512,7 +513,9 @@ class World:
 
     def _diagnosed(self, one: Instance) -> None:
         run = one.diagnoses.pop(0)
-        self.tell(one, Diagnosed(run, "boom", hopeless=run in one.hopeless_runs))
+        hopeless = run in one.hopeless_runs
+        kind = CauseClass.WRONG_CONFIG if hopeless else CauseClass.UNKNOWN
+        self.tell(one, Diagnosed(run, "boom", kind))
 
     def turns_silent(self, one: Instance) -> None:
         if Check.READINESS in one.probes and one.spec.readiness is not None:

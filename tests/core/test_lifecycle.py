@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from instances import DEADLINE, STATUS, instance, worker
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec, Probe, RestartPolicy
 from supervisor.core.lifecycle import (
     HURRIED_GRACE,
     INTERRUPT_GRACE,
     KILL_GRACE,
+    LATE,
     Adjusted,
+    BlockersFound,
     Check,
     DependenciesReady,
     DependentsStopped,
@@ -29,6 +32,7 @@ from supervisor.core.lifecycle import (
     EnterRotation,
     Event,
     Exited,
+    FindBlockers,
     Hurried,
     LeaveRotation,
     Outcome,
@@ -267,7 +271,7 @@ def test_a_limit_ends_in_failed_and_says_so() -> None:
     assert life.crashes() == [StopProbes(), Diagnose(3)]
     assert (life.status.state, life.status.timer) == (State.FAILED, None)
     assert "its limit of 2 restarts in a row is reached" in life.status.reason
-    life.tell(Diagnosed(3, "exited with 1: RuntimeError: boom", hopeless=False))
+    life.tell(Diagnosed(3, "exited with 1: RuntimeError: boom", CauseClass.UNKNOWN))
     assert life.status.reason.startswith("exited with 1: RuntimeError: boom; its limit of 2")
 
 
@@ -313,11 +317,11 @@ def test_a_program_that_is_missing_ends_in_failed_after_three_tries() -> None:
     life = Life()
     life.start()
     cause = "there is no program /opt/vllm/bin/python; install it or mend the path"
-    assert life.tell(SpawnFailed(1, cause, hopeless=True)) == [Spawn(2)]
-    life.tell(SpawnFailed(2, cause, hopeless=True))
+    assert life.tell(SpawnFailed(1, cause, CauseClass.WRONG_CONFIG)) == [Spawn(2)]
+    life.tell(SpawnFailed(2, cause, CauseClass.WRONG_CONFIG))
     assert life.status.state is State.BACKOFF
     life.wait_for_timer()
-    assert life.tell(SpawnFailed(3, cause, hopeless=True)) == []
+    assert life.tell(SpawnFailed(3, cause, CauseClass.WRONG_CONFIG)) == []
     assert life.status.state is State.FAILED
     assert life.status.reason.startswith(f"could not be started: {cause}; given up after 3 tries")
     assert life.status.last_exit == f"could not be started: {cause}"
@@ -326,12 +330,12 @@ def test_a_program_that_is_missing_ends_in_failed_after_three_tries() -> None:
 def test_only_hopeless_tries_in_a_row_count() -> None:
     life = Life()
     life.start()
-    life.tell(SpawnFailed(1, "no program", hopeless=True))
-    life.tell(SpawnFailed(2, "no program", hopeless=True))
+    life.tell(SpawnFailed(1, "no program", CauseClass.WRONG_CONFIG))
+    life.tell(SpawnFailed(2, "no program", CauseClass.WRONG_CONFIG))
     life.wait_for_timer()
-    life.tell(SpawnFailed(3, "resource temporarily unavailable", hopeless=False))
+    life.tell(SpawnFailed(3, "resource temporarily unavailable", CauseClass.UNKNOWN))
     life.wait_for_timer()
-    life.tell(SpawnFailed(4, "no program", hopeless=True))
+    life.tell(SpawnFailed(4, "no program", CauseClass.WRONG_CONFIG))
     assert life.status.state is State.BACKOFF
 
 
@@ -342,17 +346,17 @@ def test_a_wrong_argument_ends_in_failed_though_its_diagnosis_comes_after_the_re
     life.spawned()
     life.crashes(2)
     life.spawned()
-    life.tell(Diagnosed(1, ARGUMENT_ERROR, hopeless=True))
+    life.tell(Diagnosed(1, ARGUMENT_ERROR, CauseClass.WRONG_CONFIG))
     assert life.status.state is State.STARTING
     assert life.status.reason == f"started as pid 102, not ready yet (before: {ARGUMENT_ERROR})"
     life.crashes(2)
-    life.tell(Diagnosed(2, ARGUMENT_ERROR, hopeless=True))
+    life.tell(Diagnosed(2, ARGUMENT_ERROR, CauseClass.WRONG_CONFIG))
     assert life.status.state is State.BACKOFF
     assert life.status.reason == f"{ARGUMENT_ERROR}; restart 2 in a row, after 1.0 s"
     life.wait_for_timer()
     life.spawned()
     life.crashes(2)
-    assert life.tell(Diagnosed(3, ARGUMENT_ERROR, hopeless=True)) == []
+    assert life.tell(Diagnosed(3, ARGUMENT_ERROR, CauseClass.WRONG_CONFIG)) == []
     assert (life.status.state, life.status.timer) == (State.FAILED, None)
     assert life.status.reason.startswith(f"{ARGUMENT_ERROR}; given up after 3 tries")
     assert life.status.wanted, "it is still wanted: it has failed, nobody stopped it"
@@ -363,21 +367,92 @@ def test_a_diagnosis_that_comes_after_the_next_crash_does_not_pass_for_its_cause
     life.start()
     life.crashes(2)
     life.tell(Exited(2, None, "SIGKILL"))
-    life.tell(Diagnosed(1, ARGUMENT_ERROR, hopeless=True))
+    life.tell(Diagnosed(1, ARGUMENT_ERROR, CauseClass.WRONG_CONFIG))
     assert life.status.reason == "was killed by SIGKILL; restart 2 in a row, after 1.0 s"
     assert life.status.last_exit == "was killed by SIGKILL"
-    life.tell(Diagnosed(2, "was killed by SIGKILL (by hand)", hopeless=False))
+    life.tell(Diagnosed(2, "was killed by SIGKILL (by hand)", CauseClass.UNKNOWN))
     assert life.status.reason == "was killed by SIGKILL (by hand); restart 2 in a row, after 1.0 s"
+
+
+def test_want_of_memory_is_waited_for_though_its_diagnosis_comes_after_the_first_restart() -> None:
+    life = Life()
+    life.start()
+    life.spawned()
+    assert Spawn(2) in life.crashes(), "the first restart waits for no diagnosis"
+    life.tell(Diagnosed(1, "the GPU is out of memory", CauseClass.GPU_MEMORY))
+    assert life.status.last_exit_class is CauseClass.GPU_MEMORY
+    life.spawned()
+    delays = []
+    for run in (2, 3, 4, 5):
+        life.crashes()
+        delays.append(life.delay)
+        life.tell(Diagnosed(run, "the GPU is out of memory", CauseClass.GPU_MEMORY))
+        assert life.delay == delays[-1], "as was supposed"
+        life.wait_for_timer()
+        life.spawned()
+    assert delays == [10.0, 20.0, 40.0, 60.0]
+    assert life.status.restarts == 5
+
+
+def test_a_diagnosis_changes_how_long_is_waited() -> None:
+    life = Life()
+    life.start()
+    life.crashes()
+    life.crashes()
+    assert life.delay == 1.0
+    life.pass_time(0.3)
+    life.tell(Diagnosed(2, "the GPU is lost", CauseClass.GPU_LOST))
+    assert life.delay == pytest.approx(59.7), "since it has ended, not since that is known"
+    assert life.status.reason == (
+        "the GPU is lost; restart 2 in a row, after 60.0 s, to wait for the GPU"
+    )
+    life.wait_for_timer()
+    life.crashes()
+    assert life.delay == 60.0
+    life.pass_time(0.3)
+    life.tell(Diagnosed(3, "was killed by SIGKILL (by hand)", CauseClass.UNKNOWN))
+    assert life.delay == pytest.approx(1.7), "not for the GPU any more"
+
+
+def test_what_was_waited_for_is_of_no_account_in_an_end_of_another_kind() -> None:
+    """It starts, and is then too slow: that is no want of memory."""
+    life = Life()
+    life.start()
+    life.crashes()
+    life.crashes()
+    life.tell(Diagnosed(2, "the GPU is out of memory", CauseClass.GPU_MEMORY))
+    life.wait_for_timer()
+    life.spawned()
+    life.wait_for_timer()
+    assert life.status.state is State.STOPPING
+    life.tell(Exited(3, None, "SIGTERM"))
+    assert (life.status.state, life.status.last_exit_class) == (State.BACKOFF, None)
+    assert life.delay == 2.0
+
+
+def test_a_start_is_not_blamed_for_our_own_absence() -> None:
+    """The supervisor was suspended (SIGSTOP, a laptop's lid): nobody was there to ask it."""
+    life = Life()
+    life.start()
+    life.spawned()
+    life.pass_time(DEADLINE - 1)
+    timer = life.status.timer
+    assert timer is not None
+    life.now = timer.at + 3600.0
+    assert life.tell(TimerFired(timer.epoch)) == []
+    assert (life.status.state, life.delay) == (State.STARTING, 5.0 + LATE)
+    life.wait_for_timer()
+    assert life.status.state is State.STOPPING, "it was asked once more, and did not answer"
 
 
 def test_readiness_wipes_out_earlier_hopeless_tries() -> None:
     life = Life()
     life.start()
-    life.tell(SpawnFailed(1, "no program", hopeless=True))
+    life.tell(SpawnFailed(1, "no program", CauseClass.WRONG_CONFIG))
     assert life.status.hopeless == 1
     life.becomes_ready()
     assert life.status.hopeless == 0
-    life.tell(Diagnosed(1, "late", hopeless=True))
+    life.tell(Diagnosed(1, "late", CauseClass.WRONG_CONFIG))
     assert life.status.hopeless == 0, "it has started since: so it can"
 
 
@@ -391,7 +466,7 @@ def test_without_a_startup_probe_to_run_is_no_proof_that_it_can() -> None:
         life.crashes(2)
         if run == 1:
             life.spawned()
-        life.tell(Diagnosed(run, "can't open file '/srv/webui.py'", hopeless=True))
+        life.tell(Diagnosed(run, "can't open file '/srv/webui.py'", CauseClass.WRONG_CONFIG))
         if run == 2:
             life.wait_for_timer()
     assert life.status.state is State.FAILED
@@ -404,7 +479,7 @@ def test_without_a_startup_probe_a_stable_while_is_proof_that_it_can() -> None:
         life.spawned()
         life.pass_time(3600.0)
         assert Spawn(run + 1) in life.crashes(1)
-        life.tell(Diagnosed(run, "a plugin is missing", hopeless=True))
+        life.tell(Diagnosed(run, "a plugin is missing", CauseClass.WRONG_CONFIG))
     assert life.status.state is State.STARTING
 
 
@@ -588,10 +663,27 @@ def test_signals_get_sterner_until_it_is_gone() -> None:
     assert life.delay == INTERRUPT_GRACE
     assert life.wait_for_timer() == [Signal(Stage.KILL)]
     assert life.delay == KILL_GRACE
-    assert life.wait_for_timer() == [Signal(Stage.KILL)], "and again, until the kernel lets it go"
+    again = [Signal(Stage.KILL), FindBlockers(1)]
+    assert life.wait_for_timer() == again, "and again, until the kernel lets it go"
     assert "stuck in the kernel" in life.status.reason
     life.tell(Exited(1, None, "SIGKILL"))
     assert (life.status.state, life.status.reason) == (State.STOPPED, "asked to stop")
+
+
+def test_what_survives_sigkill_is_told_once_and_by_name() -> None:
+    life = Life().ready()
+    life.tell(StopRequested("asked to stop"), DependentsStopped())
+    for _ in range(3):
+        life.wait_for_timer()
+    left = "pid 7 (python x.py), dead, but kept by pid 9 (gdb), which traces it"
+    life.tell(BlockersFound(1, left))
+    assert life.status.reason == f"not even SIGKILL ends it: {left}"
+    assert life.wait_for_timer() == [Signal(Stage.KILL), FindBlockers(1)]
+    assert life.status.reason == f"not even SIGKILL ends it: {left}"
+    life.tell(Exited(1, None, "SIGKILL"))
+    before = life.status
+    life.tell(BlockersFound(1, left))
+    assert life.status == before, "what comes late changes nothing"
 
 
 def test_asked_twice_it_skips_the_grace() -> None:
@@ -647,7 +739,7 @@ def test_stopped_while_its_spawn_fails() -> None:
     life = Life()
     life.start()
     life.tell(StopRequested("asked to stop"), DependentsStopped())
-    assert life.tell(SpawnFailed(1, "no program", hopeless=True)) == []
+    assert life.tell(SpawnFailed(1, "no program", CauseClass.WRONG_CONFIG)) == []
     assert life.status.state is State.STOPPED
 
 
@@ -936,7 +1028,7 @@ def test_a_verdict_on_what_ran_before_somebody_started_it_does_not_count() -> No
     life.tell(RestartRequested("with other arguments"))
     life.crashes(2)
     life.tell(DependenciesReady())
-    life.tell(Diagnosed(2, ARGUMENT_ERROR, hopeless=True))
+    life.tell(Diagnosed(2, ARGUMENT_ERROR, CauseClass.WRONG_CONFIG))
     assert (life.status.state, life.status.hopeless) == (State.STARTING, 0)
     assert ARGUMENT_ERROR not in life.status.reason
 
@@ -997,7 +1089,7 @@ def test_start_of_what_runs_changes_nothing() -> None:
 def _of_run(run: int) -> list[Event]:
     return [
         Spawned(run, 1),
-        SpawnFailed(run, "no", hopeless=True),
+        SpawnFailed(run, "no", CauseClass.WRONG_CONFIG),
         Exited(run, 0, None),
         EnteredRotation(run),
         *(Probed(run, check, outcome, "old") for check in Check for outcome in Outcome),
@@ -1015,7 +1107,7 @@ def test_reports_of_an_older_process_change_nothing() -> None:
     life.crashes()
     life.wait_for_timer()
     before = life.status
-    life.tell(Diagnosed(1, "old", hopeless=True))
+    life.tell(Diagnosed(1, "old", CauseClass.WRONG_CONFIG))
     assert life.status is before
 
 
@@ -1035,7 +1127,7 @@ def test_answers_that_arrive_after_the_end_do_not_wake_the_dead() -> None:
     life = Life().ready()
     life.tell(StopRequested("asked to stop"), DependentsStopped())
     life.crashes(0)
-    for event in (*_of_run(1), TimerFired(1), Diagnosed(1, "late", hopeless=False)):
+    for event in (*_of_run(1), TimerFired(1), Diagnosed(1, "late", CauseClass.UNKNOWN)):
         assert [e for e in life.tell(event) if not isinstance(e, StopProbes)] == []
         assert life.status.state is State.STOPPED
         assert (life.status.pid, life.status.timer) == (None, None)

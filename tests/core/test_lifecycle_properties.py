@@ -22,9 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instances import STATUS, instance, worker
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec, Probe, RestartPolicy
 from supervisor.core.lifecycle import (
     Adjusted,
+    BlockersFound,
     Check,
     DependenciesReady,
     DependentsStopped,
@@ -37,6 +39,7 @@ from supervisor.core.lifecycle import (
     EnterRotation,
     Event,
     Exited,
+    FindBlockers,
     Hurried,
     LeaveRotation,
     Outcome,
@@ -62,6 +65,7 @@ from supervisor.core.restart import HOPELESS_TRIES, LEAST_DELAY
 DOWN = (State.STOPPED, State.BACKOFF, State.FAILED)
 UP = (State.READY, State.UNREADY)
 STABLE = 60.0
+HOPELESS = (CauseClass.WRONG_CONFIG,)
 
 
 def _specs() -> list[InstanceSpec]:
@@ -159,15 +163,17 @@ class World:
                 self.draining = run
             case Diagnose(run):
                 self.diagnoses.append(run)
+            case FindBlockers(run):
+                self.inbox.append(BlockersFound(run, "pid 100, deaf"))
 
-    def spawns(self, succeeds: bool, hopeless: bool = False) -> None:
+    def spawns(self, succeeds: bool, kind: CauseClass = CauseClass.UNKNOWN) -> None:
         if not self.spawning or self.process is None:
             return
         self.spawning = False
         if succeeds:
             self.inbox.append(Spawned(self.process, next(self.pids)))
         else:
-            self.inbox.append(SpawnFailed(self.process, "cannot fork", hopeless))
+            self.inbox.append(SpawnFailed(self.process, "cannot fork", kind))
             self.process = None
 
     def dies(self, code: int | None, signal: str | None = None) -> None:
@@ -191,9 +197,9 @@ class World:
             self.inbox.append(Drained(self.draining))
             self.draining = None
 
-    def is_diagnosed(self, hopeless: bool) -> None:
+    def is_diagnosed(self, kind: CauseClass) -> None:
         if self.diagnoses:
-            self.inbox.append(Diagnosed(self.diagnoses.pop(0), "boom", hopeless))
+            self.inbox.append(Diagnosed(self.diagnoses.pop(0), "boom", kind))
 
     def time_passes(self, seconds: float) -> None:
         if self.timer is not None and self.timer.at <= self.now + seconds:
@@ -226,6 +232,8 @@ class Oracle:
     crashes: int = 0
     """Ends in a row that nobody asked for, since a person started it, or it was stable."""
     hopeless: int = 0
+    kind: CauseClass | None = None
+    """Why it ended the last time that this was told, since it ended for another reason."""
     drains: bool = False
     adjusted_run: int = -1
     """Its startup questions may have been changed while the last answer was on its way."""
@@ -263,6 +271,11 @@ class Oracle:
         self._check_words(world, before, after)
         if isinstance(event, Probed):
             self._check_probe(event, before, after, effects)
+        if isinstance(event, Diagnosed):
+            self._check_waiting_anew(world, event, before, after, luck)
+            if self.ready_since is not None and world.now - self.ready_since >= STABLE:
+                self.kind = after.last_exit_class  # it may be forgiven already: no matter
+        assert after.last_exit_class is self.kind
         self._check_timer(world, before, after)
         if after.state is not State.READY:
             self._is_ready_no_more(world)
@@ -309,14 +322,20 @@ class Oracle:
                 self.wanted = self.fault = False
             case Exited(_, code):
                 self._is_ready_no_more(world)
+                if not unasked or self.stopping:
+                    self.kind = None
                 finished = self.spec.restart.policy != "always" and code == 0
                 if unasked and finished and not self.stopping:
                     self.wanted = False
-            case SpawnFailed(_, _, hopeless):
-                self.hopeless = self.hopeless + 1 if hopeless else 0
-            case Diagnosed(_, _, hopeless):
+            case SpawnFailed(_, _, kind):
+                self.hopeless = self.hopeless + 1 if kind in HOPELESS else 0
+                self.kind = kind
+            case Diagnosed(exited_run, _, kind):
                 has_answered_since = before.state in UP and self.spec.startup is not None
-                self.hopeless = self.hopeless + 1 if hopeless and not has_answered_since else 0
+                counts = kind in HOPELESS and not has_answered_since
+                self.hopeless = self.hopeless + 1 if counts else 0
+                if exited_run == self.run or before.state in (State.STARTING, *UP):
+                    self.kind = kind
             case Probed(_, Check.STARTUP, Outcome.PASSED):
                 self.answered = True
             case TimerFired() if before.state is State.READY:
@@ -366,6 +385,10 @@ class Oracle:
                     self.fault = self.wanted and isinstance(event, TimerFired | Probed)
                 case Diagnose(run):
                     assert run == self.run
+                case FindBlockers(run):
+                    assert run == self.run
+                    assert world.told is Stage.KILL
+                    assert isinstance(event, TimerFired | Hurried)
 
     def _check_drain(self, world: World, event: Event, effects: tuple[Effect, ...]) -> None:
         """Who serves ends its requests first, unless it is hung or somebody is in a hurry."""
@@ -428,11 +451,36 @@ class Oracle:
         else:
             assert after.state is State.BACKOFF
             assert after.timer is not None
-            full = policy.backoff
-            for _ in range(self.crashes - 2):
-                full = min(policy.backoff_max, full * 2)
-            delay = max(LEAST_DELAY, full * (1 - policy.jitter * luck))
-            assert after.timer.at - world.now == pytest.approx(delay)
+            assert after.timer.at - world.now == pytest.approx(self._delay(luck))
+
+    def _delay(self, luck: float) -> float:
+        """What a policy asks for, and no less than what is waited for takes."""
+        policy = self.spec.restart
+        waits = {
+            CauseClass.PORT_BUSY: 1.0,
+            CauseClass.GPU_MEMORY: 10.0,
+            CauseClass.HOST_MEMORY: 10.0,
+            CauseClass.GPU_LOST: 60.0,
+        }
+        full, wait = policy.backoff, waits.get(self.kind or CauseClass.UNKNOWN, 0.0)
+        most = max(policy.backoff_max, wait)
+        for _ in range(self.crashes - 2):
+            full, wait = min(policy.backoff_max, full * 2), min(most, wait * 2)
+        return max(LEAST_DELAY, max(full, wait) * (1 - policy.jitter * luck))
+
+    def _check_waiting_anew(
+        self, world: World, event: Diagnosed, before: Status, after: Status, luck: float
+    ) -> None:
+        """A late diagnosis changes how long it is waited, and never what is done about it."""
+        if before.state is not State.BACKOFF or self.hopeless >= HOPELESS_TRIES:
+            return
+        assert after.state is State.BACKOFF
+        assert after.timer is not None
+        if event.exited_run != self.run or event.kind is before.last_exit_class:
+            assert after.timer == before.timer
+        else:
+            due = max(before.since + self._delay(luck), world.now + LEAST_DELAY)
+            assert after.timer.at == pytest.approx(due)
 
     def _check_words(self, world: World, before: Status, after: Status) -> None:
         assert after.reason
@@ -531,12 +579,13 @@ class Life:
         run = self.oracle.run - 1 - kind % 2
         events: tuple[Event, ...] = (
             Spawned(run, 99),
-            SpawnFailed(run, "old", hopeless=True),
+            SpawnFailed(run, "old", CauseClass.WRONG_CONFIG),
+            BlockersFound(run, "old"),
             Exited(run, 1, None),
             EnteredRotation(run),
             Drained(run),
             TimerFired(self.status.epoch - 1),
-            Diagnosed(self.oracle.run - 2, "old", hopeless=True),
+            Diagnosed(self.oracle.run - 2, "old", CauseClass.WRONG_CONFIG),
             *(Probed(run, check, outcome, "old") for check in Check for outcome in Outcome),
         )
         self.world.inbox.append(events[kind // 2 % len(events)])
@@ -579,6 +628,7 @@ class Life:
 
 
 OUTCOMES = (Outcome.PASSED, Outcome.PASSED, Outcome.FAILED, Outcome.FAILED, Outcome.UNASKED)
+KINDS = (*CauseClass, CauseClass.WRONG_CONFIG, CauseClass.WRONG_CONFIG)
 EXITS = ((0, None), (1, None), (2, None), (None, "SIGKILL"))
 
 
@@ -597,7 +647,9 @@ def possible(life: Life) -> list[Callable[[int], object]]:
     else:
         actions += [lambda _: life.settle()] * 8
     if world.spawning:
-        actions += [lambda n: world.spawns(succeeds=n % 8 > 0, hopeless=n % 16 > 7)] * 12
+        actions += [
+            lambda n: world.spawns(succeeds=n % 8 > 0, kind=KINDS[n // 8 % len(KINDS)])
+        ] * 12
     elif world.process is not None:
         actions.append(lambda n: world.dies(*EXITS[n % 4]))
     for check in world.probes:
@@ -607,7 +659,7 @@ def possible(life: Life) -> list[Callable[[int], object]]:
     if world.draining is not None:
         actions += [lambda _: world.has_drained()] * 3
     if world.diagnoses:
-        actions.append(lambda n: world.is_diagnosed(hopeless=n % 2 > 0))
+        actions.append(lambda n: world.is_diagnosed(KINDS[n % len(KINDS)]))
     if world.timer is not None:
         actions.append(lambda _: world.timer_is_due())
     return actions

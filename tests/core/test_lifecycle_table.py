@@ -11,8 +11,10 @@ from typing import Any, get_args
 import pytest
 from instances import worker
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.lifecycle import (
     Adjusted,
+    BlockersFound,
     Check,
     DependenciesReady,
     DependentsStopped,
@@ -54,13 +56,14 @@ def _all_events(status: Status) -> list[Event]:
         DependentsStopped(),
         Hurried(),
         Spawned(run, 7),
-        *(SpawnFailed(run, "no", hopeless) for hopeless in (True, False)),
+        *(SpawnFailed(run, "no", kind) for kind in CauseClass),
         *(Exited(run, code, None) for code in (0, 1)),
         Exited(run, None, "SIGKILL"),
-        *(Diagnosed(run - late, "boom", late == 1) for late in (0, 1, 2)),
+        *(Diagnosed(run - late, "boom", kind) for late in (0, 1, 2) for kind in CauseClass),
         *(Probed(run, check, outcome, "") for check in Check for outcome in Outcome),
         EnteredRotation(run),
         Drained(run),
+        BlockersFound(run, "pid 7"),
         Adjusted(worker(startup=None, readiness=None, models=("renamed",))),
         TimerFired(status.epoch),
     ]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import RestartPolicy
 from supervisor.core.restart import (
     HOPELESS_TRIES,
@@ -75,6 +76,36 @@ def test_hopeless_is_given_up_before_any_limit() -> None:
 def test_a_policy_without_backoff_cannot_spin() -> None:
     policy = RestartPolicy(backoff=0.0, backoff_max=0.0)
     assert decided(policy, streak=1) == RestartAfter(LEAST_DELAY, "restart 2 in a row, after 0.1 s")
+
+
+@pytest.mark.parametrize(
+    ("cause", "delays"),
+    [
+        (CauseClass.GPU_MEMORY, [0.0, 10.0, 20.0, 40.0, 60.0, 60.0]),
+        (CauseClass.HOST_MEMORY, [0.0, 10.0, 20.0, 40.0, 60.0, 60.0]),
+        (CauseClass.GPU_LOST, [0.0, 60.0, 60.0, 60.0, 60.0, 60.0]),
+        (CauseClass.PORT_BUSY, [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]),
+        (CauseClass.ENGINE_ERROR, [0.0, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        (CauseClass.UNKNOWN, [0.0, 0.1, 0.1, 0.1, 0.1, 0.1]),
+    ],
+)
+def test_the_cause_asks_for_a_least_wait(cause: CauseClass, delays: list[float]) -> None:
+    hasty = RestartPolicy(backoff=0.0, backoff_max=60.0, jitter=0.0)
+    found = [decided(hasty, streak=streak, cause=cause).delay for streak in range(6)]  # type: ignore[union-attr]
+    assert found == delays
+
+
+def test_a_policy_that_waits_longer_than_its_cause_asks_for_is_kept() -> None:
+    patient = RestartPolicy(backoff=300.0, backoff_max=3600.0, jitter=0.0)
+    for cause in CauseClass:
+        decision = decided(patient, streak=1, cause=cause)
+        assert isinstance(decision, RestartAfter)
+        assert decision.delay == 300.0
+
+
+def test_a_wait_says_what_for() -> None:
+    reason = decided(RestartPolicy(), streak=2, cause=CauseClass.GPU_MEMORY).reason
+    assert reason == "restart 3 in a row, after 20.0 s, to wait for GPU memory"
 
 
 @given(seconds, seconds, fractions, fractions, st.integers(1, 10**9))

@@ -9,6 +9,7 @@ import pytest
 from instances import instance, worker
 from rollout_world import Instance, Luck, World
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec, RestartPolicy, Role
 from supervisor.core.lifecycle import (
     Check,
@@ -512,7 +513,7 @@ def test_a_verdict_on_the_old_version_is_not_held_against_the_new_one() -> None:
     one.diagnoses.clear()
     world.edit(recreate(launch="C"))
     world.settle()
-    world.tell(one, Diagnosed(one.status.run - 1, "boom", hopeless=True))
+    world.tell(one, Diagnosed(one.status.run - 1, "boom", CauseClass.WRONG_CONFIG))
     world.run()
     assert world.table() == {"vicuna-0": "ready C"}
 

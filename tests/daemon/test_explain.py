@@ -7,10 +7,14 @@ from dataclasses import replace
 import pytest
 from instances import instance, worker
 
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec, RestartPolicy
 from supervisor.core.lifecycle import (
     DependenciesReady,
+    Diagnosed,
+    Exited,
     SpawnFailed,
+    Stage,
     StartRequested,
     State,
     Status,
@@ -76,7 +80,7 @@ def test_what_could_not_be_started_had_no_process_that_did_anything() -> None:
         status, _ = step(status, event, SILENT, now=now)
     for run in (1, 2, 3):
         cause = "there is no program /x; install it or mend the path"
-        status, _ = step(status, SpawnFailed(run, cause, True), SILENT, now=now)
+        status, _ = step(status, SpawnFailed(run, cause, CauseClass.WRONG_CONFIG), SILENT, now=now)
         if status.timer is not None and status.state is State.BACKOFF:
             now = status.timer.at
             status, _ = step(status, TimerFired(status.timer.epoch), SILENT, now=now)
@@ -123,3 +127,30 @@ def test_every_state_has_a_next_sentence() -> None:
                 sentences = said(spec, Status(state, wanted=wanted, since=1.0))
                 assert sentences[-1].startswith("Next: ")
                 assert all(sentence.endswith(".") for sentence in sentences)
+
+
+def test_a_restart_that_waits_for_something_says_for_what() -> None:
+    status, now = Status(), NOW
+    for event in (StartRequested("asked"), DependenciesReady()):
+        status, _ = step(status, event, SILENT, now=now)
+    for run in (1, 2):
+        status, _ = step(status, Exited(run, 1, None), SILENT, now=now)
+        diagnosed = Diagnosed(run, "exited with 1: the GPU is out of memory", CauseClass.GPU_MEMORY)
+        status, _ = step(status, diagnosed, SILENT, now=now)
+    assert explain(SILENT, status, (), now=now + 4.0) == [
+        "tick is backoff, for 4.0s: exited with 1: the GPU is out of memory; restart 2 in a row, "
+        "after 10.0 s, to wait for GPU memory.",
+        "It was restarted once; its last process exited with 1: the GPU is out of memory.",
+        "Class of that end: out of GPU memory.",
+        "Next: it is started again in 6.0s; others may have freed GPU memory by then "
+        "(who has it: `nvidia-smi`).",
+    ]
+
+
+def test_what_is_to_end_is_told_with_what_is_left_of_it() -> None:
+    status = Status(state=State.STOPPING, stage=Stage.INT, since=NOW - 1, timer=Timer(NOW + 5, 1))
+    sentences = explain(SERVICE, status, (), left=["pid 7 (sleep 9), sleeping"], now=NOW)
+    assert sentences[-2:] == [
+        "Still there: pid 7 (sleep 9), sleeping.",
+        "Next: a sterner signal in 5.0s.",
+    ]

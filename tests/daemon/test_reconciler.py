@@ -15,6 +15,7 @@ from typing import Any
 from instances import instance, worker
 
 from supervisor.core.cluster import ClusterState
+from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec, RestartPolicy
 from supervisor.core.lifecycle import (
     Check,
@@ -98,7 +99,9 @@ class Engine:
         self.runs[spec.name] = run
         self.told.discard(spec.name)
         if spec.name in self.missing:
-            self.deliver(spec.name, SpawnFailed(run, "there is no such program", hopeless=True))
+            self.deliver(
+                spec.name, SpawnFailed(run, "there is no such program", CauseClass.WRONG_CONFIG)
+            )
         else:
             self.deliver(spec.name, Spawned(run, 1000 + len(self.done)))
 
@@ -136,7 +139,10 @@ class Engine:
 
     def diagnose(self, spec: InstanceSpec, run: int, ended: str) -> None:
         self._note("diagnose", spec.name)
-        self.deliver(spec.name, Diagnosed(run, f"{ended} (diagnosed)", hopeless=False))
+        self.deliver(spec.name, Diagnosed(run, f"{ended} (diagnosed)", CauseClass.UNKNOWN))
+
+    def find_blockers(self, spec: InstanceSpec, run: int) -> None:
+        self._note("find blockers of", spec.name)
 
     def drain(self, spec: InstanceSpec, run: int) -> None:
         self._note("drain", spec.name)

@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import socket
+import time
 
 import aiohttp
 import pytest
@@ -265,3 +266,27 @@ def test_a_defect_of_an_asker_is_told_once_and_asked_again(caplog):
     assert [r.outcome for r in reports[:5]] == [unasked, unasked, passed, unasked, passed]
     assert "KeyError('x')" in reports[0].detail
     assert len([record for record in caplog.records if record.exc_info]) == 2
+
+
+@pytest.mark.parametrize(
+    ("held_up", "expected"), [(0.0, Outcome.FAILED), (1.0, Outcome.UNASKED)], ids=["here", "away"]
+)
+def test_silence_while_we_were_held_up_ourselves_is_held_against_nobody(held_up, expected):
+    """The whole process was suspended, so that its timeout came long after its time."""
+
+    async def silent(spec, question, timeout):
+        await asyncio.sleep(timeout)
+        time.sleep(held_up)  # noqa: ASYNC251  (that nothing else runs is the point)
+        return Outcome.FAILED, "no answer"
+
+    async def main():
+        answers = asyncio.Queue()
+        prober = Prober({Ask.STATUS: silent}, lambda _, probed: answers.put_nowait(probed))
+        probe = Probe(Question(Ask.STATUS), interval=0.001, timeout=0.01)
+        prober.start(dataclasses.replace(SPEC, liveness=probe), 1, (Check.LIVENESS,))
+        async with asyncio.timeout(DEADLINE):
+            answer = await answers.get()
+        await prober.close()
+        return answer
+
+    assert asyncio.run(main()).outcome is expected
