@@ -49,7 +49,7 @@ def explain(
         cause = f"; its last process {status.last_exit}" if status.last_exit else ""
         sentences.append(f"It was restarted {times}{cause}.")
     if status.last_exit_class not in (None, CauseClass.UNKNOWN):
-        sentences.append(f"Class of that end: {status.last_exit_class}.")
+        sentences.append(f"Its last end counts as: {status.last_exit_class}.")
     if left:
         sentences.append(f"Still there: {'; '.join(map(str, left))}.")
     if failure is not None:

@@ -141,7 +141,7 @@ def test_a_restart_that_waits_for_something_says_for_what() -> None:
         "tick is backoff, for 4.0s: exited with 1: the GPU is out of memory; restart 2 in a row, "
         "after 10.0 s, to wait for GPU memory.",
         "It was restarted once; its last process exited with 1: the GPU is out of memory.",
-        "Class of that end: out of GPU memory.",
+        "Its last end counts as: out of GPU memory.",
         "Next: it is started again in 6.0s; others may have freed GPU memory by then "
         "(who has it: `nvidia-smi`).",
     ]

@@ -145,7 +145,7 @@ def test_want_of_gpu_memory_is_waited_for_and_told(cluster: Cluster) -> None:
     assert "to wait for GPU memory" in one["reason"]
     assert one["restarts"] == 1, "not one for every ten milliseconds"
     why = cluster.run("why", "greedy").stdout
-    assert "Class of that end: out of GPU memory." in why
+    assert "Its last end counts as: out of GPU memory." in why
     assert "others may have freed GPU memory by then" in why
     assert any("to wait for GPU memory" in reason for reason in reasons(cluster, "greedy"))
 
