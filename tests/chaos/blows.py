@@ -1,0 +1,395 @@
+"""The blows: what can happen to a cluster. Each is a story that stops wherever all must be well.
+
+A blow takes the world and the run's chance, and yields, whenever everything is to be checked, the
+slots that it has touched since: all others must have kept their process, and their clients must
+have noticed nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from chaos.world import World
+
+Story = Iterator[Collection[str]]
+NOBODY: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Blow:
+    """``weight`` is how often it comes, against the others. One that is ``quick`` may come together
+    with others, before anybody has recovered."""
+
+    title: str
+    play: Callable[[World, Random], Story]
+    weight: float
+    quick: bool = False
+
+
+# ---------------------------------------------------------------- instances
+
+
+def kill_instance(world: World, chance: Random) -> Story:
+    slot = chance.choice(world.running)
+    _kill(world, slot)
+    yield [slot]
+
+
+def kill_several(world: World, chance: Random) -> Story:
+    slots = chance.sample(world.running, min(len(world.running), chance.randint(2, 5)))
+    for slot in slots:
+        _kill(world, slot)
+    yield slots
+
+
+def crash(world: World, chance: Random) -> Story:
+    """It ends by itself, well or not."""
+    slot = chance.choice(world.running)
+    tell(world, slot, f"exit/{chance.choice([0, 1, 1, 3, 139])}")
+    yield [slot]
+
+
+def fork_strays(world: World, chance: Random) -> Story:
+    """Children in its group, in sessions of their own, and of init: they may stay for now."""
+    slot = chance.choice(world.running)
+    for _ in range(chance.randint(1, 3)):
+        fork(world, slot, chance)
+    yield NOBODY
+
+
+def fork_strays_and_crash(world: World, chance: Random) -> Story:
+    slot = chance.choice(world.running)
+    for _ in range(chance.randint(1, 3)):
+        fork(world, slot, chance)
+    _kill(world, slot)
+    yield [slot]
+
+
+def fork_strays_and_stop(world: World, chance: Random) -> Story:
+    slot = chance.choice(world.running)
+    fork(world, slot, chance)
+    world.cli("stop", slot)
+    world.stopped.add(slot)
+    yield [slot]
+    world.cli("start", slot)
+    world.stopped.discard(slot)
+    yield [slot]
+
+
+def freeze_instance(world: World, chance: Random) -> Story:
+    """For a moment only: it is patience that is asked for."""
+    slot, seconds = chance.choice(world.running), chance.uniform(0.1, 1.0)
+    pid = _pid(world, slot)
+    if pid is not None:
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    yield NOBODY
+
+
+def freeze_instance_for_good(world: World, chance: Random) -> Story:
+    slot = chance.choice(world.running)
+    pid = _pid(world, slot)
+    if pid is not None:
+        os.kill(pid, signal.SIGSTOP)
+        # It is said to be ready until it has been found out: that is what is waited for.
+        _until(world, lambda: _pid(world, slot) != pid)
+    yield [slot]
+
+
+def flood(world: World, chance: Random) -> Story:
+    """More lines at once than a pipe holds."""
+    tell(world, chance.choice(world.running), f"say/{chance.randint(1000, 20000)}")
+    yield NOBODY
+
+
+def take_port(world: World, chance: Random) -> Story:
+    """Somebody else is quicker, while the supervisor cannot look."""
+    slot, seconds = chance.choice(world.running), chance.uniform(0.1, 0.8)
+    port = port_of(world, slot)
+    world.signal_supervisor(signal.SIGSTOP)
+    try:
+        _kill(world, slot)
+        with _listening_on(port):
+            world.signal_supervisor(signal.SIGCONT)
+            time.sleep(seconds)
+    finally:
+        world.signal_supervisor(signal.SIGCONT)
+    yield [slot]
+
+
+# ---------------------------------------------------------------- the supervisor
+
+
+def kill_supervisor(world: World, _: Random) -> Story:
+    with world.without_supervisor():
+        pass
+    yield NOBODY
+
+
+def kill_supervisor_twice(world: World, chance: Random) -> Story:
+    """The second time while it is just finding its feet."""
+    for _ in range(chance.randint(2, 4)):
+        with world.without_supervisor():
+            pass
+        time.sleep(chance.uniform(0.0, 0.8))
+    yield NOBODY
+
+
+def crash_without_supervisor(world: World, chance: Random) -> Story:
+    slots = chance.sample(world.running, min(len(world.running), chance.randint(1, 3)))
+    strays = chance.random() < 0.5
+    with world.without_supervisor():
+        for slot in slots:
+            if strays:
+                fork(world, slot, chance)
+            _kill(world, slot)
+    yield slots
+
+
+def corrupt_state(world: World, chance: Random) -> Story:
+    """What it knew is damaged when it comes back. (Whom a person had stopped is among that.)"""
+    how = chance.choice(list(CORRUPTIONS))
+    path = world.run_dir / "state.json"
+    with world.without_supervisor():
+        with contextlib.suppress(FileNotFoundError):
+            CORRUPTIONS[how](path, chance)
+        if chance.random() < 0.3:
+            (world.run_dir / "ports.json").write_text("}")
+        if chance.random() < 0.3:
+            (world.run_dir / "control.sock").unlink(missing_ok=True)
+    yield NOBODY
+
+
+def freeze_supervisor(world: World, chance: Random) -> Story:
+    seconds = chance.uniform(0.1, 1.5)
+    victim = chance.choice(world.running) if chance.random() < 0.6 else None
+    world.signal_supervisor(signal.SIGSTOP)
+    try:
+        if victim:
+            _kill(world, victim)
+        time.sleep(seconds)
+    finally:
+        world.signal_supervisor(signal.SIGCONT)
+    yield [victim] if victim else NOBODY
+
+
+def kill_log_writer(world: World, _: Random) -> Story:
+    for one in world.processes():
+        if one.is_log_writer:
+            os.kill(one.pid, signal.SIGKILL)
+    yield NOBODY
+
+
+def upgrade(world: World, _: Random) -> Story:
+    world.cli("upgrade")
+    yield NOBODY
+
+
+def upgrade_by_signal(world: World, _: Random) -> Story:
+    world.signal_supervisor(signal.SIGUSR2)
+    yield NOBODY
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def jump_clock(world: World, chance: Random) -> Story:
+    """An hour, a day, ten years, ahead or back; with somebody who dies meanwhile, or not."""
+    hour = 3600
+    world.clock.jump(chance.choice([-1, 1]) * chance.choice([hour, 24 * hour, 24 * 3650 * hour]))
+    victims = [chance.choice(world.running)] if chance.random() < 0.5 else []
+    for slot in victims:
+        _kill(world, slot)
+    yield victims
+    world.clock.jump(0)
+    yield NOBODY
+
+
+def fill_disk(world: World, chance: Random) -> Story:
+    """No byte more for logs and state; somebody dies, and perhaps the supervisor does as well."""
+    victim = chance.choice(world.running)
+    ballast = world.disk / "ballast"
+    supervisor_dies = chance.random() < 0.5
+    try:
+        _fill(ballast)
+        _kill(world, victim)
+        if not supervisor_dies:
+            yield [victim]
+        else:
+            world.expects_end = True
+            world.kill_supervisor()
+            world.start_supervisor()
+            time.sleep(1.0)
+    finally:
+        ballast.unlink(missing_ok=True)
+    _until(world, lambda: world.status() is not None)
+    world.expects_end = False
+    yield [victim]
+
+
+# ---------------------------------------------------------------- persons
+
+
+def restart_service(world: World, chance: Random) -> Story:
+    slot = chance.choice(world.running)
+    pid = _pid(world, slot)
+    world.cli("restart", slot)
+    _until(world, lambda: _pid(world, slot) != pid)
+    yield [slot]
+
+
+def stop_and_start(world: World, chance: Random) -> Story:
+    slot = chance.choice(world.running)
+    world.cli("stop", slot)
+    world.stopped.add(slot)
+    yield [slot]
+    world.cli("start", slot)
+    world.stopped.discard(slot)
+    yield [slot]
+
+
+def reload(world: World, _: Random) -> Story:
+    world.signal_supervisor(signal.SIGHUP)
+    yield NOBODY
+
+
+def broken_file(world: World, chance: Random) -> Story:
+    """What runs goes on with the last good one, also when the supervisor dies just then."""
+    text = world.file.read_text()
+    how = chance.randint(0, 3)
+    if how == 0:
+        text = text[: chance.randint(1, len(text) // 2)] + "\n  : [}"
+    elif how == 1:
+        text = text.replace("command:", "comand:", 1)
+    elif how == 2:
+        text = "\0\xff" + text
+    else:
+        text += "\nworkers: {x: {model_path: /nowhere/at/all, replicas: -1}}\n"
+    world.save_broken(text)
+    yield NOBODY
+    world.save()
+    yield NOBODY
+
+
+# ---------------------------------------------------------------- how it is done
+
+
+def tell(world: World, slot: str, what: str) -> None:
+    """Have a fake do something. Whether it is heard is another matter: it may be just dying."""
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(world, slot), timeout=10)
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request("GET", f"/{what}")
+        connection.getresponse().read()
+    connection.close()
+
+
+def fork(world: World, slot: str, chance: Random) -> None:
+    kind = chance.choice(["group", "session", "daemon"])
+    tell(world, slot, f"fork/{kind}{'-stubborn' if chance.random() < 0.3 else ''}")
+
+
+def port_of(world: World, slot: str) -> int:
+    return int(world.content["services"][slot]["command"][5])
+
+
+def _pid(world: World, slot: str) -> int | None:
+    """The process of an instance, by its own lock: that can be asked without a supervisor."""
+    try:
+        pid = int((world.folder / "locks" / slot).read_text().removeprefix("pid "))
+        return pid if os.readlink(f"/proc/{pid}/exe") else None
+    except (OSError, ValueError):
+        return None
+
+
+def _kill(world: World, slot: str) -> None:
+    """kill -9 of its leader, and wait until that is dead."""
+    pid = _pid(world, slot)
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            select.select([descriptor], [], [], 10)
+        finally:
+            os.close(descriptor)
+
+
+def _until(world: World, condition: Callable[[], bool]) -> None:
+    """Wait for it; whether it has ever come is for the check that follows to say."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not condition():
+        world.look_after_supervisor()
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _listening_on(port: int) -> Iterator[None]:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", port))
+            taken.listen()
+        yield
+
+
+def _fill(path: object) -> None:
+    with open(str(path), "wb", buffering=0) as ballast:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    ballast.write(b"\0" * size)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+
+
+def _truncate(path: object, chance: Random) -> None:
+    os.truncate(str(path), chance.randrange(max(1, os.path.getsize(str(path)))))
+
+
+def _scribble(path: object, chance: Random) -> None:
+    with open(str(path), "r+b") as state:
+        size = os.path.getsize(str(path))
+        for _ in range(20):
+            state.seek(chance.randrange(max(1, size)))
+            state.write(chance.randbytes(1))
+
+
+def _from_the_future(path: object, _: Random) -> None:
+    with open(str(path)) as state:
+        content = json.load(state)
+    with open(str(path), "w") as state:
+        json.dump({**content, "version": 10_000}, state)
+
+
+def _before_a_reboot(path: object, _: Random) -> None:
+    with open(str(path)) as state:
+        text = state.read()
+    with open("/proc/sys/kernel/random/boot_id") as boot_id:
+        true = boot_id.read().strip()
+    with open(str(path), "w") as state:
+        state.write(text.replace(true, "00000000-0000-4000-8000-000000000000"))
+
+
+CORRUPTIONS: dict[str, Callable[[object, Random], None]] = {
+    "deleted": lambda path, _: os.unlink(str(path)),
+    "emptied": lambda path, _: os.truncate(str(path), 0),
+    "truncated": _truncate,
+    "scribbled": _scribble,
+    "from the future": _from_the_future,
+    "before a reboot": _before_a_reboot,
+}

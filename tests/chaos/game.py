@@ -1,0 +1,154 @@
+"""The loop: a blow by chance, then everything is checked; until the time is over."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from chaos import checks
+from chaos.blows import Blow, Story
+from chaos.checks import Settled
+from chaos.clients import Failure, Span
+from chaos.world import World
+
+_SALVO = 0.12
+"""How often several blows come together."""
+_MOST_VIOLATIONS = 5
+"""After that many a run is ended: one fault shows in many ways."""
+
+
+@dataclass
+class Row:
+    """All blows of one kind."""
+
+    title: str
+    count: int = 0
+    seconds: list[float] = field(default_factory=list)
+    kept: int = 0
+    """Times that an instance kept its process, and was to."""
+    violations: int = 0
+
+
+@dataclass
+class Report:
+    rows: dict[str, Row] = field(default_factory=dict)
+    blows: int = 0
+    seconds: float = 0.0
+
+    def row(self, title: str) -> Row:
+        return self.rows.setdefault(title, Row(title))
+
+
+@dataclass
+class Game:
+    """``offer`` tells the clients whom to ask, ``failures`` what went wrong for them since, and is
+    not excused by what was touched."""
+
+    world: World
+    blows: Sequence[Blow]
+    seed: int
+    bound: float
+    offer: Callable[[World, Collection[str]], None]
+    failures: Callable[[Collection[Span]], list[Failure]]
+    report: Report = field(default_factory=Report)
+    _before: Settled | None = None
+    _touched: set[str] = field(default_factory=set)
+    _began: float = 0.0
+    _spans: list[Span] = field(default_factory=list)
+
+    def play(self, seconds: float) -> None:
+        chance = Random(self.seed)
+        began = time.monotonic()
+        self._before = checks.converge(self.world, self.bound)
+        self.offer(self.world, self.world.running)
+        while time.monotonic() - began < seconds and not self._is_lost():
+            self.world.blow += 1
+            self._strike(chance)
+        self.report.blows = self.world.blow
+        self.report.seconds = time.monotonic() - began
+
+    def _is_lost(self) -> bool:
+        return self._before is None or len(self.world.violations) >= _MOST_VIOLATIONS
+
+    def _strike(self, chance: Random) -> None:
+        """One blow, or several together; whatever chance has to say is asked in a fixed order."""
+        first = _choose(self.blows, chance)
+        together = [first]
+        if chance.random() < _SALVO:
+            quick = [one for one in self.blows if one.quick]
+            together += [_choose(quick, chance) for _ in range(chance.randint(1, 3))]
+        title = first.title if len(together) == 1 else "several of these together"
+        self._tell(" + ".join(one.title for one in together))
+        row = self.report.row(title)
+        row.count += 1
+        before = len(self.world.violations)
+        self._begin()
+        stories = []
+        for one in together:
+            story = one.play(self.world, Random(chance.random()))
+            if self._go_on(story):
+                stories.append(story)
+            if one is not together[-1]:
+                time.sleep(chance.choice([0.0, 0.01, 0.05, 0.2, 0.5]))
+        self._check(row)
+        for story in stories:
+            while not self._is_lost() and self._go_on(story):
+                self._check(row)
+        row.violations += len(self.world.violations) - before
+
+    def _begin(self) -> None:
+        self._touched, self._began = set(), time.monotonic()
+
+    def _go_on(self, story: Story) -> bool:
+        """To its next stop; whether there was one."""
+        try:
+            self._touched |= set(next(story))
+        except StopIteration:
+            return False
+        return True
+
+    def _check(self, row: Row) -> None:
+        """That all is well. What follows is measured from here on."""
+        after = checks.converge(self.world, self.bound)
+        now = time.monotonic()
+        self._spans.append(Span(frozenset(self._touched), self._began, now))
+        if after is not None and self._before is not None:
+            row.kept += checks.kept(self.world, self._before, after, self._touched)
+            row.seconds.append(after.seconds)
+        self._before = after
+        checks.no_duplicates(self.world)
+        self.world.check_bystander()
+        for one in self.failures(self._spans):
+            took = one.ended - one.began
+            self.world.violate(f"a request to {one.name} failed after {took:.2f} s: {one.what}")
+        self.offer(self.world, self.world.running)
+        self._begin()
+
+    def _tell(self, what: str) -> None:
+        print(f"  {self.world.blow}: {what}", file=sys.stderr, flush=True)
+
+
+def _choose(blows: Sequence[Blow], chance: Random) -> Blow:
+    return chance.choices(blows, [one.weight for one in blows])[0]
+
+
+def figures(report: Report) -> list[Mapping[str, object]]:
+    """A row per kind of blow, in the order in which they came first."""
+    return [
+        {
+            "blow": row.title,
+            "count": row.count,
+            "converged_median_s": _rounded(sorted(row.seconds)[len(row.seconds) // 2 :][:1]),
+            "converged_max_s": _rounded([max(row.seconds)] if row.seconds else []),
+            "kept": row.kept,
+            "violations": row.violations,
+        }
+        for row in report.rows.values()
+    ]
+
+
+def _rounded(values: Sequence[float]) -> float | None:
+    return round(values[0], 3) if values else None
