@@ -104,7 +104,11 @@ class _Running:
         self._journal.listen(listener)
         self._processes = Processes(mark_of(run_dir), environ, self._deliver)
         self._logs = InstanceLogs(
-            run_dir.path, options.log_dir, on_writer_exit=_warn_of_log_writer, on_loss=_warn_of_loss
+            run_dir.path,
+            options.log_dir,
+            on_writer_start=self._watch_log_writer,
+            on_writer_exit=_warn_of_log_writer,
+            on_loss=_warn_of_loss,
         )
         self._effects = LocalEffects(
             self._processes,
@@ -174,15 +178,8 @@ class _Running:
         for name in self._logs.names - self._beginning.wanted.keys() - there:
             self._logs.forget(name)
 
-        def watch() -> None:
-            if self._logs.writer_pid is not None:
-                self._processes.adopt_helper(self._logs.writer_pid, lambda _: exited())
-
-        def exited() -> None:
-            self._logs.writer_exited()
-            watch()
-
-        watch()
+    def _watch_log_writer(self, pid: int) -> None:
+        self._processes.adopt_helper(pid, lambda _: self._logs.writer_exited())
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()

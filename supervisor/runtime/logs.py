@@ -46,9 +46,10 @@ class InstanceLogs:
     """Where the output of a cluster's instances goes. To be used from one running event loop.
 
     The log writer is a child of the supervisor, which reaps all its children in one place; whoever
-    does that calls `writer_exited()` once it has reaped `writer_pid`. Unless we are closing, that
-    starts a successor, and `on_writer_exit` is told the pid of the one that should not have ended.
-    `on_loss` is told why output is being lost, as from a full disk, and None when it no longer is.
+    does that is told the pid of each in `on_writer_start`, and calls `writer_exited()` once it has
+    reaped it. Unless we are closing, that starts a successor, at once or a moment later, and
+    `on_writer_exit` is told the pid of the one that should not have ended. `on_loss` is told why
+    output is being lost, as from a full disk, and None when it no longer is.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class InstanceLogs:
         run_dir: Path,
         log_dir: Path,
         *,
+        on_writer_start: Callable[[int], None] | None = None,
         on_writer_exit: Callable[[int], None] | None = None,
         on_loss: Callable[[str | None], None] | None = None,
     ) -> None:
         self._out_dir = run_dir.absolute() / "out"
         self._log_dir = log_dir.absolute()
+        self._on_writer_start = on_writer_start
         self._on_writer_exit = on_writer_exit
         self._on_loss = on_loss
         self._losing: set[str] = set()
@@ -206,6 +209,8 @@ class InstanceLogs:
     def _start_writer(self) -> None:
         self._losing.clear()
         self._writer = _LogWriter(self._out_dir.parent, self._reported)
+        if self._on_writer_start:
+            self._on_writer_start(self._writer.pid)
         for output in self._outputs.values():
             self._writer.commands.send(output.command)
 

@@ -54,7 +54,9 @@ def main() -> int:
         lines = checks.logs(world)
     finally:
         world.clean_up()
-        shutil.copytree(world.disk, folder / "found", ignore=shutil.ignore_patterns("out", "*.sock"))
+        shutil.copytree(
+            world.disk, folder / "found", ignore=shutil.ignore_patterns("out", "*.sock")
+        )
     print(table(game.report))
     print()
     print(

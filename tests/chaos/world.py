@@ -145,7 +145,9 @@ class World:
             check=False,
         )
         if done.returncode != 0:
-            self.violate(f"`{verb} {' '.join(arguments)}` ends with {done.returncode}: {done.stderr}")
+            self.violate(
+                f"`{verb} {' '.join(arguments)}` ends with {done.returncode}: {done.stderr}"
+            )
 
     @property
     def places(self) -> list[str]:
@@ -209,7 +211,10 @@ class World:
         """The last of them, for people."""
         answer = control.ask(self.run_dir / "control.sock", "/v1/events")
         events = answer["events"][-number:] if answer else []
-        return [f"{one['time'][11:23]} {one['instance']} {one['state']} {one['reason']}" for one in events]
+        return [
+            f"{one['time'][11:23]} {one['instance']} {one['state']} {one['reason']}"
+            for one in events
+        ]
 
     @property
     def slots(self) -> set[str]:

@@ -381,3 +381,28 @@ def test_waiting_for_what_cannot_come_ends_with_the_reason(cluster: Cluster) -> 
     assert "`llm-supervisor start base`" in cluster.run("why", "top").stdout
     assert cluster.run("start", "base").returncode == 0
     cluster.until("top", "ready")
+
+
+def test_a_log_writer_is_replaced_however_often_and_fast_it_dies(cluster: Cluster) -> None:
+    counting = (
+        "import itertools, time\nfor n in itertools.count(): print(n, flush=True); time.sleep(0.01)"
+    )
+    cluster.write(services(service("counting", counting))).up().ready()
+
+    def writer() -> int | None:
+        found = [pid for pid in cluster.processes() if b"logwriter.py" in command_line(pid)]
+        return found[0] if found else None
+
+    for _ in range(4):  # all but the first die so young that their successor comes a moment later
+        os.kill(until(writer, "a log writer runs"), signal.SIGKILL)
+    until(writer, "a log writer runs")
+    said_then = len(said(cluster, "counting", r"^\d+$"))
+    until(lambda: len(said(cluster, "counting", r"^\d+$")) > said_then, "its log goes on")
+    lines = [int(line) for line in said(cluster, "counting", r"^\d+$")]
+    assert lines == list(range(len(lines)))
+
+
+def command_line(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
