@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 from pathlib import Path
 
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_PRIVATE, _MS_NOSUID = 0x4000, 1 << 18, 2
+_MNT_DETACH = 2
 
 
 def mount_small(folder: Path, megabytes: int) -> str:
@@ -31,4 +33,5 @@ def mount_small(folder: Path, megabytes: int) -> str:
         )
         == 0
     )
+    atexit.register(libc.umount2, os.fsencode(folder), _MNT_DETACH)
     return "" if done else f"cannot mount a small disk: {os.strerror(ctypes.get_errno())}"
