@@ -61,6 +61,8 @@ class Daemon:
     upgrades: int
     upgrade: Callable[[], Awaitable[None]]
     """Raises CannotUpgrade."""
+    note: Callable[[], Awaitable[None]]
+    """Returns when what was told is noted for a successor: a wish cannot be seen in what runs."""
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -173,6 +175,7 @@ async def post_start(daemon: Daemon, request: web.Request) -> views.AcceptedView
     names = _named(daemon, request)
     _refuse_if_going_down(daemon)
     _tell_slots(daemon, request, StartSlot, names, StartRequested("asked to start"))
+    await daemon.note()
     return views.AcceptedView(instances=names)
 
 
@@ -180,6 +183,7 @@ async def post_stop(daemon: Daemon, request: web.Request) -> views.AcceptedView:
     """Stop a service or one instance, until it is started again."""
     names = _named(daemon, request)
     _tell_slots(daemon, request, StopSlot, names, StopRequested("asked to stop"))
+    await daemon.note()
     return views.AcceptedView(instances=names)
 
 
@@ -203,6 +207,7 @@ async def post_restart(daemon: Daemon, request: web.Request) -> views.AcceptedVi
     names = _named(daemon, request)
     _refuse_if_going_down(daemon)
     daemon.reconciler.restart_instances(names, "asked to restart")
+    await daemon.note()
     return views.AcceptedView(instances=names)
 
 

@@ -242,6 +242,7 @@ class _Running:
                 reloader=self._reloader,
                 upgrades=self._upgrades,
                 upgrade=self._upgrade,
+                note=self._note,
             )
         )
         try:
@@ -257,6 +258,10 @@ class _Running:
             self._control = socket.socket(fileno=inherited)
             self._control.set_inheritable(False)
         await api.listen(self._control)
+
+    async def _note(self) -> None:
+        await self._reconciler.until(lambda: True)  # all that was asked until now is decided
+        self._keeper.write_now()
 
     # ------------------------------------------------------------ upgrade
 

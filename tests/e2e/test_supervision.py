@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -400,6 +401,23 @@ def test_a_log_writer_is_replaced_however_often_and_fast_it_dies(cluster: Cluste
     until(lambda: len(said(cluster, "counting", r"^\d+$")) > said_then, "its log goes on")
     lines = [int(line) for line in said(cluster, "counting", r"^\d+$")]
     assert lines == list(range(len(lines)))
+
+
+def test_a_stop_outlives_the_supervisor_that_was_killed_right_after_it(cluster: Cluster) -> None:
+    """Nothing of what runs says that a person wanted it so: the answer comes after the note."""
+    cluster.write(services(service("one", SLEEP), service("two", SLEEP))).up().ready()
+    for wanted in ("stop", "start", "stop"):
+        with contextlib.closing(http.client.HTTPConnection("localhost")) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(str(cluster.run_dir / "control.sock"))
+            connection.request("POST", f"/v1/services/one/{wanted}")
+            assert connection.getresponse().status == 200
+            assert cluster.process is not None
+            cluster.process.kill()
+        cluster.process.wait()
+        cluster.up().ready()
+        cluster.until("one", "stopped" if wanted == "stop" else "ready")
+        assert cluster.instance("one")["desired"] == ("stopped" if wanted == "stop" else "running")
 
 
 def command_line(pid: int) -> bytes:
