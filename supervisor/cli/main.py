@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -195,6 +196,10 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as ended:  # help, version, wrong usage
         return ended.code if isinstance(ended.code, int) else USAGE
     verb = next(verb for verb in VERBS if verb.name == arguments.verb)
+    if verb.name == "up":
+        # They would end a supervisor that does not handle them yet (`daemon/main.py` does, when it
+        # can): to be told too early to read its file again is no reason to die.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR2))
     module = importlib.import_module(f"supervisor.cli.{verb.module}")
     return int(getattr(module, f"run_{verb.name}")(arguments))
 

@@ -23,6 +23,7 @@ from random import Random
 from chaos.world import World
 
 Story = Iterator[Collection[str]]
+Play = Callable[[World, Random], Story]
 NOBODY: Collection[str] = ()
 
 
@@ -32,7 +33,7 @@ class Blow:
     with others, before anybody has recovered."""
 
     title: str
-    play: Callable[[World, Random], Story]
+    play: Play
     weight: float
     quick: bool = False
 
@@ -42,14 +43,14 @@ class Blow:
 
 def kill_instance(world: World, chance: Random) -> Story:
     slot = chance.choice(world.running)
-    _kill(world, slot)
+    kill(world, slot)
     yield [slot]
 
 
 def kill_several(world: World, chance: Random) -> Story:
     slots = chance.sample(world.running, min(len(world.running), chance.randint(2, 5)))
     for slot in slots:
-        _kill(world, slot)
+        kill(world, slot)
     yield slots
 
 
@@ -72,7 +73,7 @@ def fork_strays_and_crash(world: World, chance: Random) -> Story:
     slot = chance.choice(world.running)
     for _ in range(chance.randint(1, 3)):
         fork(world, slot, chance)
-    _kill(world, slot)
+    kill(world, slot)
     yield [slot]
 
 
@@ -89,23 +90,18 @@ def fork_strays_and_stop(world: World, chance: Random) -> Story:
 
 def freeze_instance(world: World, chance: Random) -> Story:
     """For a moment only: it is patience that is asked for."""
-    slot, seconds = chance.choice(world.running), chance.uniform(0.1, 1.0)
-    pid = _pid(world, slot)
-    if pid is not None:
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(seconds)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+    freeze(world, chance.choice(world.running), chance.uniform(0.1, 1.0))
     yield NOBODY
 
 
 def freeze_instance_for_good(world: World, chance: Random) -> Story:
     slot = chance.choice(world.running)
-    pid = _pid(world, slot)
+    pid = world.pid(slot)
     if pid is not None:
+        world.hit(slot)
         os.kill(pid, signal.SIGSTOP)
         # It is said to be ready until it has been found out: that is what is waited for.
-        _until(world, lambda: _pid(world, slot) != pid)
+        until(world, lambda: world.pid(slot) != pid)
     yield [slot]
 
 
@@ -121,7 +117,7 @@ def take_port(world: World, chance: Random) -> Story:
     port = port_of(world, slot)
     world.signal_supervisor(signal.SIGSTOP)
     try:
-        _kill(world, slot)
+        kill(world, slot)
         with _listening_on(port):
             world.signal_supervisor(signal.SIGCONT)
             time.sleep(seconds)
@@ -155,7 +151,7 @@ def crash_without_supervisor(world: World, chance: Random) -> Story:
         for slot in slots:
             if strays:
                 fork(world, slot, chance)
-            _kill(world, slot)
+            kill(world, slot)
     yield slots
 
 
@@ -179,7 +175,7 @@ def freeze_supervisor(world: World, chance: Random) -> Story:
     world.signal_supervisor(signal.SIGSTOP)
     try:
         if victim:
-            _kill(world, victim)
+            kill(world, victim)
         time.sleep(seconds)
     finally:
         world.signal_supervisor(signal.SIGCONT)
@@ -212,7 +208,7 @@ def jump_clock(world: World, chance: Random) -> Story:
     world.clock.jump(chance.choice([-1, 1]) * chance.choice([hour, 24 * hour, 24 * 3650 * hour]))
     victims = [chance.choice(world.running)] if chance.random() < 0.5 else []
     for slot in victims:
-        _kill(world, slot)
+        kill(world, slot)
     yield victims
     world.clock.jump(0)
     yield NOBODY
@@ -225,7 +221,7 @@ def fill_disk(world: World, chance: Random) -> Story:
     supervisor_dies = chance.random() < 0.5
     try:
         _fill(ballast)
-        _kill(world, victim)
+        kill(world, victim)
         if not supervisor_dies:
             yield [victim]
         else:
@@ -235,7 +231,7 @@ def fill_disk(world: World, chance: Random) -> Story:
             time.sleep(1.0)
     finally:
         ballast.unlink(missing_ok=True)
-    _until(world, lambda: world.status() is not None)
+    until(world, lambda: world.status() is not None)
     world.expects_end = False
     yield [victim]
 
@@ -245,9 +241,9 @@ def fill_disk(world: World, chance: Random) -> Story:
 
 def restart_service(world: World, chance: Random) -> Story:
     slot = chance.choice(world.running)
-    pid = _pid(world, slot)
+    pid = world.pid(slot)
     world.cli("restart", slot)
-    _until(world, lambda: _pid(world, slot) != pid)
+    until(world, lambda: world.pid(slot) != pid)
     yield [slot]
 
 
@@ -296,6 +292,15 @@ def tell(world: World, slot: str, what: str) -> None:
     connection.close()
 
 
+def freeze(world: World, slot: str, seconds: float) -> None:
+    pid = world.pid(slot)
+    if pid is not None:
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def fork(world: World, slot: str, chance: Random) -> None:
     kind = chance.choice(["group", "session", "daemon"])
     tell(world, slot, f"fork/{kind}{'-stubborn' if chance.random() < 0.3 else ''}")
@@ -305,22 +310,14 @@ def port_of(world: World, slot: str) -> int:
     return int(world.content["services"][slot]["command"][5])
 
 
-def _pid(world: World, slot: str) -> int | None:
-    """The process of an instance, by its own lock: that can be asked without a supervisor."""
-    try:
-        pid = int((world.folder / "locks" / slot).read_text().removeprefix("pid "))
-        return pid if os.readlink(f"/proc/{pid}/exe") else None
-    except (OSError, ValueError):
-        return None
-
-
-def _kill(world: World, slot: str) -> None:
+def kill(world: World, slot: str) -> None:
     """kill -9 of its leader, and wait until that is dead."""
-    pid = _pid(world, slot)
+    pid = world.pid(slot)
     if pid is None:
         return
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
+        world.hit(slot)
         try:
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             select.select([descriptor], [], [], 10)
@@ -328,7 +325,7 @@ def _kill(world: World, slot: str) -> None:
             os.close(descriptor)
 
 
-def _until(world: World, condition: Callable[[], bool]) -> None:
+def until(world: World, condition: Callable[[], bool]) -> None:
     """Wait for it; whether it has ever come is for the check that follows to say."""
     end = time.monotonic() + 60
     while time.monotonic() < end and not condition():

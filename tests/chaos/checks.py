@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,13 @@ def converge(world: World, bound: float) -> Settled | None:
     while time.monotonic() - began < bound:
         world.look_after_supervisor()
         status = world.status()
+        found = world.processes()
+        if world.form.one_leader:
+            _no_two_leaders(world, found)
         why = _difference(world, status)
         if not why:
             pids = _pids(status)
-            why = _misplaced(world, pids, world.processes())
+            why = _misplaced(world, pids, found)
             if not why:
                 return Settled(pids, time.monotonic() - began)
         time.sleep(_POLL)
@@ -91,7 +95,7 @@ def _misplaced(world: World, pids: Mapping[str, int], found: list[Process]) -> s
         return f"said to run, but gone: {missing}"
     leaders = set(pids.values())
     made_for = {one.pid: one.generation for one in found}
-    for slot, generation in world.generations(world.content).items():
+    for slot, generation in world.form.generations(world.content).items():
         if slot in pids and made_for[pids[slot]] != generation:
             return f"{slot} (pid {pids[slot]}) is of an older file"
     others = [
@@ -113,6 +117,14 @@ def kept(world: World, before: Settled, after: Settled, touched: Collection[str]
         if old != new:
             world.violate(f"{slot} has lost its process {old} (now {new}); nobody had touched it")
     return len(untouched)
+
+
+def _no_two_leaders(world: World, found: list[Process]) -> None:
+    marks = {one.pid: one.instance for one in found}
+    leaders = [one for one in found if one.instance and marks.get(one.parent) != one.instance]
+    for name, count in Counter(one.instance for one in leaders).items():
+        if count > 1:
+            world.violate(f"{count} processes of {name}: {', '.join(map(str, leaders))}")
 
 
 def no_duplicates(world: World) -> None:

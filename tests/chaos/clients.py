@@ -8,37 +8,20 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from chaos.blows import port_of
+from chaos.form import Failure, Span
+from chaos.world import World
 
 _TIMEOUT = 30.0
 _PAUSE = 0.05
 """Seconds between a client's requests: the machine shall be busy, not at its limit."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Times are of the monotonic clock."""
-
-    name: str
-    began: float
-    ended: float
-    what: str
+_CLIENTS = 4
 
 
-@dataclass(frozen=True)
-class Span:
-    """Slots that a blow has touched, from just before it until all was well again."""
-
-    slots: Collection[str]
-    began: float
-    ended: float
-
-    def excuses(self, failure: Failure) -> bool:
-        overlaps = failure.began <= self.ended and self.began <= failure.ended
-        return failure.name in self.slots and overlaps
-
-
-class Clients:
+class FakeClients:
     """Each asks one fake after the other, over connections of its own."""
 
     def __init__(self, seed: int) -> None:
@@ -51,8 +34,8 @@ class Clients:
         self.excused = 0
 
     @contextmanager
-    def running(self, count: int) -> Iterator[None]:
-        threads = [threading.Thread(target=self._ask_on, args=(i,)) for i in range(count)]
+    def running(self) -> Iterator[None]:
+        threads = [threading.Thread(target=self._ask_on, args=(i,)) for i in range(_CLIENTS)]
         for one in threads:
             one.start()
         try:
@@ -62,27 +45,28 @@ class Clients:
             for one in threads:
                 one.join()
 
-    def offer(self, ports: Mapping[str, int]) -> None:
-        """From now on these are asked."""
-        self._ports = dict(ports)
+    def offer(self, world: World) -> None:
+        self._ports = {slot: port_of(world, slot) for slot in world.running}
 
-    def unexcused(self, spans: Collection[Span]) -> list[Failure]:
-        """The failures until now that no blow explains."""
+    def withdraw(self, world: World, slots: Collection[str]) -> None:
+        pass  # what fails of what is touched is excused
+
+    def unexcused(self, _: World, spans: Collection[Span]) -> list[Failure]:
         with self._lock:
             failures, self._failures = self._failures, []
-        found = [one for one in failures if not any(span.excuses(one) for span in spans)]
+        found = [one for one in failures if not any(_excuses(span, one) for span in spans)]
         self.excused += len(failures) - len(found)
         return found
 
     def _ask_on(self, number: int) -> None:
         chance = random.Random(f"{self._seed} {number}")
         while not self._stop.wait(_PAUSE):
+            began = time.monotonic()  # before the choice, which may just be being withdrawn
             if ports := self._ports:
                 name = chance.choice(sorted(ports))
-                self._ask(name, ports[name])
+                self._ask(name, ports[name], began)
 
-    def _ask(self, name: str, port: int) -> None:
-        began = time.monotonic()
+    def _ask(self, name: str, port: int, began: float) -> None:
         what = ""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT)
         try:
@@ -99,3 +83,8 @@ class Clients:
             self.requests += 1
             if what:
                 self._failures.append(Failure(name, began, time.monotonic(), what))
+
+
+def _excuses(span: Span, failure: Failure) -> bool:
+    overlaps = failure.began <= span.ended and span.began <= failure.ended
+    return failure.name in span.slots and overlaps

@@ -1,4 +1,4 @@
-"""The supervisor's control API, asked by somebody who must not wait for one that is gone or frozen."""
+"""The supervisor's control API, asked by somebody who does not wait for one that is gone."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """A fake worker: a program of the standard library that starts in milliseconds and keeps a diary.
 
-    python -I -S fake.py NAME PORT FOLDER RUNNER
+    python -I -S fake.py NAME PORT FOLDER
 
-It answers HTTP on PORT, writes numbered lines, forks strays when asked to, and holds a lock that all
-its strays hold, too: a second one of that name that starts while anything is left of the first finds
-it taken, and tells. RUNNER is the pid of the run, without which it ends.
+It answers HTTP on PORT, writes numbered lines, forks strays when asked to, and holds a lock that
+all its strays hold, too: a second one of that name that starts while anything is left of the first
+finds it taken, and tells.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -39,8 +40,8 @@ class Diary:
 
 
 class Fake:
-    def __init__(self, name: str, port: int, folder: str, runner: int) -> None:
-        self.name, self.port, self.folder, self.runner = name, port, folder, runner
+    def __init__(self, name: str, port: int, folder: str) -> None:
+        self.name, self.port, self.folder = name, port, folder
         # In this order, so that whoever finds the lock taken has a predecessor that still lives.
         self.lock = os.open(f"{folder}/locks/{name}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -70,7 +71,6 @@ class Fake:
                         self._answer(connection)
                 else:
                     self.say(3)
-                    os.kill(self.runner, 0)  # raises when the run is gone, and so ends us
 
     def _answer(self, connection: socket.socket) -> None:
         connection.settimeout(5)
@@ -100,10 +100,8 @@ class Fake:
         if os.fork() == 0:
             for other in range(3, 200):
                 if other not in (its, self.lock):
-                    try:
+                    with contextlib.suppress(OSError):
                         os.close(other)
-                    except OSError:
-                        pass
             if "session" in how or "daemon" in how:
                 os.setsid()
             if "daemon" in how and os.fork():
@@ -122,13 +120,9 @@ class Fake:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, f"of-{leader}".encode())
         os.write(ready, b".")
         os.close(ready)
-        try:
-            while True:
-                time.sleep(1)
-                os.kill(self.runner, 0)
-        finally:
-            os._exit(0)
+        while True:
+            signal.pause()
 
 
 if __name__ == "__main__":
-    Fake(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])).serve()
+    Fake(sys.argv[1], int(sys.argv[2]), sys.argv[3]).serve()

@@ -11,12 +11,12 @@ from random import Random
 
 from chaos import blows
 from chaos.blows import NOBODY, Blow, Story
+from chaos.clients import FakeClients
+from chaos.form import Content, Form
 from chaos.processes import GENERATION
-from chaos.world import Content, World
+from chaos.world import World
 
 FAKES = 8
-BOUND = 30.0
-"""Seconds within which all must be well after a blow. Not a measure of speed."""
 
 _PROGRAM = Path(__file__).with_name("fake.py")
 _LEAST, _MOST = 4, 12
@@ -24,7 +24,7 @@ _LEAST, _MOST = 4, 12
 
 
 def content(folder: Path) -> Content:
-    ports = _free_ports(FAKES + 40)
+    ports = free_ports(FAKES + 40)
     return {
         "x-ports": ports[FAKES:],
         "logs": {"max_size": "256KiB", "keep": 100},
@@ -42,7 +42,7 @@ def _fake(folder: Path, name: str, port: int) -> Content:
     url = f"http://127.0.0.1:{port}/health"
     program = [sys.executable, "-I", "-S", str(_PROGRAM)]
     return {
-        "command": [*program, name, str(port), str(folder), str(os.getpid())],
+        "command": [*program, name, str(port), str(folder)],
         "ready": {"http": url},
         "probes": {
             "readiness": {"interval": "1s", "timeout": "5s"},
@@ -54,7 +54,7 @@ def _fake(folder: Path, name: str, port: int) -> Content:
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Away from those that the kernel gives to clients."""
     found: list[int] = []
     while len(found) < count:
@@ -67,6 +67,15 @@ def _free_ports(count: int) -> list[int]:
         if port not in found:
             found.append(port)
     return found
+
+
+def pid(world: World, slot: str) -> int | None:
+    """By the lock that it holds."""
+    try:
+        holder = int((world.folder / "locks" / slot).read_text().removeprefix("pid "))
+        return holder if os.readlink(f"/proc/{holder}/exe") else None
+    except (OSError, ValueError):
+        return None
 
 
 # ---------------------------------------------------------------- saves
@@ -141,3 +150,13 @@ BLOWS = [
     Blow("saved: nothing that runs changed", change_nothing_that_runs, 2, quick=True),
     Blow("saved: a broken file, then mended", blows.broken_file, 3),
 ]
+
+FORM = Form(
+    "fast",
+    content,
+    generations,
+    pid,
+    lambda seed, _: FakeClients(seed),
+    BLOWS,
+    bound=30.0,
+)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 from chaos import checks
 from chaos.blows import Blow, Story
 from chaos.checks import Settled
-from chaos.clients import Failure, Span
+from chaos.form import Clients, Span
+from chaos.report import Report, Row
 from chaos.world import World
 
 _SALVO = 0.12
@@ -21,38 +22,13 @@ _MOST_VIOLATIONS = 5
 
 
 @dataclass
-class Row:
-    """All blows of one kind."""
-
-    title: str
-    count: int = 0
-    seconds: list[float] = field(default_factory=list)
-    kept: int = 0
-    """Times that an instance kept its process, and was to."""
-    violations: int = 0
-
-
-@dataclass
-class Report:
-    rows: dict[str, Row] = field(default_factory=dict)
-    blows: int = 0
-    seconds: float = 0.0
-
-    def row(self, title: str) -> Row:
-        return self.rows.setdefault(title, Row(title))
-
-
-@dataclass
 class Game:
-    """``offer`` tells the clients whom to ask, ``failures`` what went wrong for them since, and is
-    not excused by what was touched."""
+    """A world and what befalls it, one blow after the other."""
 
     world: World
     blows: Sequence[Blow]
+    clients: Clients
     seed: int
-    bound: float
-    offer: Callable[[World, Collection[str]], None]
-    failures: Callable[[Collection[Span]], list[Failure]]
     report: Report = field(default_factory=Report)
     _before: Settled | None = None
     _touched: set[str] = field(default_factory=set)
@@ -60,15 +36,19 @@ class Game:
     _spans: list[Span] = field(default_factory=list)
 
     def play(self, seconds: float) -> None:
-        chance = Random(self.seed)
         began = time.monotonic()
-        self._before = checks.converge(self.world, self.bound)
-        self.offer(self.world, self.world.running)
-        while time.monotonic() - began < seconds and not self._is_lost():
-            self.world.blow += 1
-            self._strike(chance)
+        self._before = checks.converge(self.world, self.world.form.bound)
+        with self.clients.running():
+            self._strike_on(Random(self.seed), began + seconds)
         self.report.blows = self.world.blow
         self.report.seconds = time.monotonic() - began
+
+    def _strike_on(self, chance: Random, end: float) -> None:
+        self.clients.offer(self.world)
+        self.world.withdraw = lambda slots: self.clients.withdraw(self.world, slots)
+        while time.monotonic() < end and not self._is_lost():
+            self.world.blow += 1
+            self._strike(chance)
 
     def _is_lost(self) -> bool:
         return self._before is None or len(self.world.violations) >= _MOST_VIOLATIONS
@@ -112,7 +92,7 @@ class Game:
 
     def _check(self, row: Row) -> None:
         """That all is well. What follows is measured from here on."""
-        after = checks.converge(self.world, self.bound)
+        after = checks.converge(self.world, self.world.form.bound)
         now = time.monotonic()
         self._spans.append(Span(frozenset(self._touched), self._began, now))
         if after is not None and self._before is not None:
@@ -121,10 +101,10 @@ class Game:
         self._before = after
         checks.no_duplicates(self.world)
         self.world.check_bystander()
-        for one in self.failures(self._spans):
+        for one in self.clients.unexcused(self.world, self._spans):
             took = one.ended - one.began
             self.world.violate(f"a request to {one.name} failed after {took:.2f} s: {one.what}")
-        self.offer(self.world, self.world.running)
+        self.clients.offer(self.world)
         self._begin()
 
     def _tell(self, what: str) -> None:
@@ -133,22 +113,3 @@ class Game:
 
 def _choose(blows: Sequence[Blow], chance: Random) -> Blow:
     return chance.choices(blows, [one.weight for one in blows])[0]
-
-
-def figures(report: Report) -> list[Mapping[str, object]]:
-    """A row per kind of blow, in the order in which they came first."""
-    return [
-        {
-            "blow": row.title,
-            "count": row.count,
-            "converged_median_s": _rounded(sorted(row.seconds)[len(row.seconds) // 2 :][:1]),
-            "converged_max_s": _rounded([max(row.seconds)] if row.seconds else []),
-            "kept": row.kept,
-            "violations": row.violations,
-        }
-        for row in report.rows.values()
-    ]
-
-
-def _rounded(values: Sequence[float]) -> float | None:
-    return round(values[0], 3) if values else None

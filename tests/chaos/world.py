@@ -8,17 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from harness import COMMAND, ROOT, die_with_parent, guard
+
 from chaos import control, processes
 from chaos.clock import Clock
-from harness import COMMAND, ROOT, die_with_parent
-
-Content = dict[str, Any]
+from chaos.form import Content, Form
 
 _RETRY = 0.2
 """Seconds until a supervisor that could not be started is tried again."""
@@ -35,15 +35,24 @@ class Violation:
         return f"blow {self.blow}: {self.what}"
 
 
+@dataclass(frozen=True)
+class Hit:
+    """A process of an instance that was killed, or will be for what was done to it."""
+
+    slot: str
+    at: float
+    """Of the monotonic clock."""
+    supervised: bool
+
+
 @dataclass
 class World:
     """``content`` is what the file wants, ``stopped`` which slots a person has stopped since."""
 
     folder: Path
-    content: Content
-    generations: Callable[[Content], dict[str, str]]
-    """The slots that a file asks for, each with the generation of its process."""
+    form: Form
     clock: Clock
+    content: Content = field(init=False)
     run_dir: Path = field(init=False)
     log_dir: Path = field(init=False)
     stopped: set[str] = field(default_factory=set)
@@ -51,10 +60,14 @@ class World:
     """The file as it is on the disk cannot be read; ``content`` is still in force."""
     expects_end: bool = False
     """The supervisor may end by itself just now, e.g. as its disk is full when it starts."""
+    withdraw: Callable[[Collection[str]], None] = lambda _: None
+    """Clients are to ask for these no more; returns when all requests for them are under way."""
+    hits: list[Hit] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     blow: int = 0
 
     def __post_init__(self) -> None:
+        self.content = self.form.content(self.folder)
         self.disk = self.folder / "disk"
         self.run_dir, self.log_dir = self.disk / "run", self.disk / "logs"
         for name in ("disk", "locks", "duplicates", "diary"):
@@ -64,8 +77,10 @@ class World:
         self.token = f"CHAOS_WORLD={os.getpid()}.{time.monotonic_ns()}"
         name, _, value = self.token.partition("=")
         self.environ = {**os.environ, name: value, **self.clock.environ}
+        self.environ.pop("PYTHONPATH", None)  # which is for us
         self._process: subprocess.Popen[bytes] | None = None
         self._bystander: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._ended_at = 0.0
         self._complained = -1
         """The blow after which it was told that the supervisor ends by itself."""
@@ -74,6 +89,7 @@ class World:
 
     def begin(self) -> None:
         self.save()
+        self._guard = guard(self.token)
         env = {**os.environ, processes.MARK: "of-another-cluster/fake-0"}
         self._bystander = subprocess.Popen(
             ["sleep", "inf"], env=env, start_new_session=True, preexec_fn=die_with_parent
@@ -155,7 +171,7 @@ class World:
         return [*places, "--log-dir", str(self.log_dir)]
 
     def end(self, bound: float) -> None:
-        """Stop it all, as a service manager does. What is left then is a violation, and is killed."""
+        """Stop it all, as a service manager does. What is left then is a violation."""
         assert self._process is not None
         if not self.supervised:
             self.start_supervisor()
@@ -185,6 +201,8 @@ class World:
         if self._bystander is not None:
             self._bystander.kill()
             self._bystander.wait()
+        if self._guard is not None:
+            self._guard.communicate()
 
     # ------------------------------------------------------------ its file
 
@@ -219,12 +237,20 @@ class World:
     @property
     def slots(self) -> set[str]:
         """All that the file asks for."""
-        return set(self.generations(self.content))
+        return set(self.form.generations(self.content))
 
     @property
     def running(self) -> list[str]:
         """The slots in which something should run, in an order that depends on nothing else."""
         return sorted(self.slots - self.stopped)
+
+    def pid(self, slot: str) -> int | None:
+        """Of the leader in that slot, with or without a supervisor."""
+        return self.form.pid(self, slot)
+
+    def hit(self, slot: str) -> None:
+        """To be noted just before it happens."""
+        self.hits.append(Hit(slot, time.monotonic(), self.supervised))
 
     def processes(self) -> list[processes.Process]:
         return processes.having(self.token)

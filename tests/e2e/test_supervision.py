@@ -15,7 +15,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from harness import COMMAND, ROOT, Cluster, alive, free_ports, until
+from harness import COMMAND, ROOT, Cluster, accepts, alive, die_with_parent, free_ports, until
 
 PYTHON = f"{sys.executable}, -S, -I, -c"
 SLEEP = "import signal; signal.pause()"
@@ -418,6 +418,35 @@ def test_a_stop_outlives_the_supervisor_that_was_killed_right_after_it(cluster: 
         cluster.up().ready()
         cluster.until("one", "stopped" if wanted == "stop" else "ready")
         assert cluster.instance("one")["desired"] == ("stopped" if wanted == "stop" else "running")
+
+
+def test_what_it_is_told_while_it_starts_it_does_when_it_can(cluster: Cluster) -> None:
+    """`kill -HUP` right after a restart, by a script that has just written the file."""
+    cluster.write(services(service("one", SLEEP)))
+    with cluster.output.open("wb") as output:
+        cluster.process = subprocess.Popen(
+            [*COMMAND, "up", *cluster.places],
+            env=cluster.environ,
+            cwd=ROOT,
+            preexec_fn=die_with_parent,
+            stdout=output,
+            stderr=output,
+        )
+    pid = cluster.process.pid
+    until(lambda: blocks(pid, signal.SIGHUP), "it starts")
+    cluster.process.send_signal(signal.SIGHUP)
+    until(
+        lambda: cluster.process.poll() is not None or accepts(cluster.run_dir / "control.sock"),
+        "it answers",
+    )
+    assert cluster.process.poll() is None
+    cluster.ready()
+    assert not blocks(pid, signal.SIGHUP)
+
+
+def blocks(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("SigBlk:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
 def command_line(pid: int) -> bytes:

@@ -1,0 +1,224 @@
+"""The form on the real FastChat: the demo models, and clients of the API server."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+from harness import ROOT
+from traffic import Answer, Traffic  # of benchmarks/
+
+from chaos import blows
+from chaos.blows import NOBODY, Blow, Story
+from chaos.fast import free_ports
+from chaos.form import Content, Failure, Form, Span
+from chaos.processes import GENERATION
+from chaos.world import Hit, World
+
+_OWL, _FOX, _CAT = "tiny-owl", "tiny-fox", "tiny-cat"
+_CLIENTS = 4
+_JUST_SENT = 0.1
+"""Seconds: a request that is sent just when its server dies is lost with it."""
+_RESTART = {"backoff": "0.1s", "backoff_max": "1s", "stable_after": "0s"}
+
+
+def content(_: Path) -> Content:
+    controller, api, *others = free_ports(32)
+    return {
+        "controller": {"port": controller, "restart": dict(_RESTART)},
+        "defaults": {
+            "device": "cpu",
+            "conv_template": "vicuna_v1.1",
+            "restart": dict(_RESTART),
+            "stop_grace": "5s",
+        },
+        "workers": {
+            _OWL: {"model_path": f"{ROOT}/models/{_OWL}", "replicas": 2},
+            _FOX: {"model_path": f"{ROOT}/models/{_FOX}"},
+        },
+        "api_server": {
+            "port": api,
+            "restart": dict(_RESTART),
+            # A worker that is alone with its model is away for as long as it takes to start.
+            "retry_for": "45s",
+        },
+        "port_range": f"{min(others)}-{min(others) + 500}",
+    }
+
+
+def generations(content: Content) -> dict[str, str]:
+    found = {"controller": "", "api_server": ""}
+    for name, worker in content["workers"].items():
+        for i in range(worker.get("replicas", 1)):
+            found[f"{name}-{i}"] = worker.get("env", {}).get(GENERATION, "")
+    return found
+
+
+def pid(world: World, slot: str) -> int | None:
+    """By its mark; the latest one while two of them share a slot."""
+    found = [one.pid for one in world.processes() if one.instance in (slot, f"{slot}.b")]
+    return max(found, default=None)
+
+
+# ---------------------------------------------------------------- clients
+
+
+class ChatClients:
+    def __init__(self, content: Content) -> None:
+        self._traffic = Traffic(
+            f"http://127.0.0.1:{content['api_server']['port']}", tuple(content["workers"])
+        )
+        self._judged = 0
+        self.excused = 0
+
+    @property
+    def requests(self) -> int:
+        return len(self._traffic.answers)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with self._traffic.running(_CLIENTS):
+            yield
+
+    def offer(self, world: World) -> None:
+        self._traffic.offer(tuple(world.content["workers"]), None)
+
+    def withdraw(self, world: World, slots: Collection[str]) -> None:
+        gone = {slot.rpartition("-")[0] for slot in slots}
+        self._traffic.offer(tuple(m for m in world.content["workers"] if m not in gone), None)
+
+    def unexcused(self, world: World, _: Collection[Span]) -> list[Failure]:
+        answers = self._traffic.answers[self._judged :]
+        self._judged += len(answers)
+        failed = [one for one in answers if one.fault]
+        found = [one for one in failed if not any(_excuses(hit, one) for hit in world.hits)]
+        self.excused += len(failed) - len(found)
+        return [
+            Failure(one.model, one.began, one.ended, f"{one.fault} (stream {one.stream})", one.cut)
+            for one in found
+        ]
+
+
+def _excuses(hit: Hit, answer: Answer) -> bool:
+    """What was under way in a process that was killed may be lost: all of it in the API server,
+    in a worker what has begun to be answered. Anything else is asked again."""
+    under_way = answer.began <= hit.at + _JUST_SENT and answer.ended >= hit.at
+    if hit.slot == "api_server":
+        return under_way
+    return under_way and answer.cut and hit.slot.rpartition("-")[0] == answer.model
+
+
+# ---------------------------------------------------------------- blows of its own
+
+
+def _kill(slot: str) -> blows.Play:
+    def play(world: World, _: Random) -> Story:
+        blows.kill(world, slot)
+        yield [slot]
+
+    return play
+
+
+def _freeze(slot: str) -> blows.Play:
+    def play(world: World, chance: Random) -> Story:
+        blows.freeze(world, slot, chance.uniform(0.2, 2.0))
+        yield NOBODY
+
+    return play
+
+
+def kill_worker(world: World, chance: Random) -> Story:
+    slot = chance.choice([one for one in world.running if one.startswith("tiny-")])
+    blows.kill(world, slot)
+    yield [slot]
+
+
+def scale(world: World, chance: Random) -> Story:
+    worker = world.content["workers"][_OWL]
+    before, after = worker["replicas"], chance.choice([1, 2, 3])
+    worker["replicas"] = after
+    world.save()
+    yield [f"{_OWL}-{i}" for i in range(min(before, after), max(before, after))]
+
+
+def add_or_remove_model(world: World, _: Random) -> Story:
+    workers = world.content["workers"]
+    if _CAT in workers:
+        world.withdraw([f"{_CAT}-0"])
+        del workers[_CAT]
+    else:
+        workers[_CAT] = {"model_path": f"{ROOT}/models/{_CAT}"}
+    world.save()
+    yield [f"{_CAT}-0"]
+
+
+def roll_out(world: World, chance: Random) -> Story:
+    """Another process beside the old one, which finishes its requests."""
+    name = chance.choice(sorted(world.content["workers"]))
+    world.content["workers"][name]["env"] = {GENERATION: str(chance.randrange(10**6))}
+    world.save()
+    yield [slot for slot in world.running if slot.startswith(f"{name}-")]
+
+
+def change_nothing_that_runs(world: World, chance: Random) -> Story:
+    worker = world.content["workers"][_FOX]
+    worker["description"] = f"number {chance.randrange(10**6)}"
+    worker["drain_timeout"] = f"{chance.randint(60, 300)}s"
+    world.save()
+    yield NOBODY
+
+
+def broken_file(world: World, chance: Random) -> Story:
+    text = world.file.read_text()
+    text = text.replace("model_path:", "modle_path:", 1) if chance.random() < 0.5 else text + "\n]"
+    world.save_broken(text)
+    yield NOBODY
+    world.save()
+    yield NOBODY
+
+
+def restart_service(world: World, chance: Random) -> Story:
+    name = chance.choice(["api_server", "controller", *sorted(world.content["workers"])])
+    slots = [slot for slot in world.running if slot == name or slot.startswith(f"{name}-")]
+    before = {slot: world.pid(slot) for slot in slots}
+    world.cli("restart", name)
+    blows.until(world, lambda: all(world.pid(slot) != before[slot] for slot in slots))
+    yield slots
+
+
+BLOWS = [
+    Blow("kill -9 of a worker", kill_worker, 6, quick=True),
+    Blow("kill -9 of the controller", _kill("controller"), 3, quick=True),
+    Blow("kill -9 of the API server", _kill("api_server"), 3),
+    Blow("kill -9 of the supervisor", blows.kill_supervisor, 6, quick=True),
+    Blow("… several times in a row", blows.kill_supervisor_twice, 2),
+    Blow("… while instances die, too", blows.crash_without_supervisor, 1),
+    Blow("… and its state file is damaged", blows.corrupt_state, 3),
+    Blow("the supervisor frozen for a moment", blows.freeze_supervisor, 2),
+    Blow("an instance frozen for a moment", blows.freeze_instance, 2),
+    Blow("the controller frozen for a moment", _freeze("controller"), 1),
+    Blow("kill -9 of the log writer", blows.kill_log_writer, 1, quick=True),
+    Blow("upgrade", blows.upgrade, 3),
+    Blow("upgrade by SIGUSR2", blows.upgrade_by_signal, 2, quick=True),
+    Blow("the clock jumps", blows.jump_clock, 1),
+    Blow("the disk is full", blows.fill_disk, 1),
+    Blow("a service is restarted", restart_service, 3),
+    Blow("saved: more replicas, or fewer", scale, 3, quick=True),
+    Blow("saved: a model more, or less", add_or_remove_model, 2),
+    Blow("saved: a model rolled out", roll_out, 3, quick=True),
+    Blow("saved: nothing that runs changed", change_nothing_that_runs, 2, quick=True),
+    Blow("saved: a broken file, then mended", broken_file, 2),
+]
+
+FORM = Form(
+    "fastchat",
+    content,
+    generations,
+    pid,
+    lambda _, content: ChatClients(content),
+    BLOWS,
+    bound=180.0,
+    one_leader=True,
+)
