@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup up test check docs bench edits kills clean
+.PHONY: setup up test check docs bench edits kills chaos soak clean
 
 setup: $(VENV)/.installed
 
@@ -38,6 +38,16 @@ kills: setup
 
 edits: setup
 	$(BIN)/python benchmarks/edits.py
+
+# Another hour: make chaos SECONDS=3600; the real FastChat: FORM=fastchat; the same again: SEED=n.
+chaos: SECONDS = 60
+chaos: setup
+	@cd tests && PYTHONPATH=../benchmarks ../$(BIN)/python -m chaos \
+		--seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(FORM),--form $(FORM))
+
+soak: RESTARTS = 20000
+soak: setup
+	@cd tests && ../$(BIN)/python -m chaos.soak --restarts $(RESTARTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
