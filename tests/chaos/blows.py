@@ -12,7 +12,9 @@ import errno
 import http.client
 import json
 import os
+import resource
 import select
+import shutil
 import signal
 import socket
 import time
@@ -30,12 +32,13 @@ NOBODY: Collection[str] = ()
 @dataclass(frozen=True)
 class Blow:
     """``weight`` is how often it comes, against the others. One that is ``quick`` may come together
-    with others, before anybody has recovered."""
+    with others, before anybody has recovered; one that is ``alone`` never does."""
 
     title: str
     play: Play
     weight: float
     quick: bool = False
+    alone: bool = False
 
 
 # ---------------------------------------------------------------- instances
@@ -236,6 +239,33 @@ def fill_disk(world: World, chance: Random) -> Story:
     yield [victim]
 
 
+def starve(world: World, chance: Random) -> Story:
+    """The supervisor has no descriptor left for a while, and somebody dies."""
+    victim, seconds = chance.choice(world.running), chance.uniform(0.1, 1.5)
+    pid = world.supervisor
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = max(int(one) for one in os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 1, before[1]))
+    try:
+        kill(world, victim)
+        time.sleep(seconds)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    yield [victim]
+
+
+def clean_run_dir(world: World, _: Random) -> Story:
+    """What a cleaner of temporary files does to who is not known to it."""
+    shutil.rmtree(world.run_dir)
+    until(world, lambda: world.status() is not None)
+    yield NOBODY
+    # Their pipes have no name any more: the next ones are to be found again.
+    slots = world.running
+    for slot in slots:
+        kill(world, slot)
+    yield slots
+
+
 # ---------------------------------------------------------------- persons
 
 
@@ -274,8 +304,15 @@ def broken_file(world: World, chance: Random) -> Story:
         text = "\0\xff" + text
     else:
         text += "\nworkers: {x: {model_path: /nowhere/at/all, replicas: -1}}\n"
+    yield from save_and_mend(world, text, chance)
+
+
+def save_and_mend(world: World, text: str, chance: Random) -> Story:
+    """A file that cannot be read, for a while; perhaps the supervisor dies meanwhile."""
     world.save_broken(text)
     yield NOBODY
+    if chance.random() < 0.4:
+        yield from kill_supervisor(world, chance)
     world.save()
     yield NOBODY
 

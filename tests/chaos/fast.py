@@ -142,13 +142,15 @@ BLOWS = [
     Blow("SIGHUP", blows.reload, 1, quick=True),
     Blow("the clock jumps", blows.jump_clock, 2),
     Blow("the disk is full", blows.fill_disk, 1),
+    Blow("no free descriptor", blows.starve, 1),
+    Blow("the run directory is removed", blows.clean_run_dir, 0.5, alone=True),
     Blow("a service is restarted", blows.restart_service, 2),
     Blow("a service is stopped, and started", blows.stop_and_start, 2),
     Blow("saved: one service more", add_service, 3, quick=True),
     Blow("saved: one service less", remove_service, 3, quick=True),
     Blow("saved: a service changed", change_service, 3, quick=True),
     Blow("saved: nothing that runs changed", change_nothing_that_runs, 2, quick=True),
-    Blow("saved: a broken file, then mended", blows.broken_file, 3),
+    Blow("saved: a broken file, then mended", blows.broken_file, 3, alone=True),
 ]
 
 FORM = Form(

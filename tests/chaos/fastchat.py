@@ -173,10 +173,7 @@ def change_nothing_that_runs(world: World, chance: Random) -> Story:
 def broken_file(world: World, chance: Random) -> Story:
     text = world.file.read_text()
     text = text.replace("model_path:", "modle_path:", 1) if chance.random() < 0.5 else text + "\n]"
-    world.save_broken(text)
-    yield NOBODY
-    world.save()
-    yield NOBODY
+    yield from blows.save_and_mend(world, text, chance)
 
 
 def restart_service(world: World, chance: Random) -> Story:
@@ -204,12 +201,13 @@ BLOWS = [
     Blow("upgrade by SIGUSR2", blows.upgrade_by_signal, 2, quick=True),
     Blow("the clock jumps", blows.jump_clock, 1),
     Blow("the disk is full", blows.fill_disk, 1),
+    Blow("no free descriptor", blows.starve, 1),
     Blow("a service is restarted", restart_service, 3),
     Blow("saved: more replicas, or fewer", scale, 3, quick=True),
     Blow("saved: a model more, or less", add_or_remove_model, 2),
     Blow("saved: a model rolled out", roll_out, 3, quick=True),
     Blow("saved: nothing that runs changed", change_nothing_that_runs, 2, quick=True),
-    Blow("saved: a broken file, then mended", broken_file, 2),
+    Blow("saved: a broken file, then mended", broken_file, 2, alone=True),
 ]
 
 FORM = Form(

@@ -57,7 +57,7 @@ class Game:
         """One blow, or several together; whatever chance has to say is asked in a fixed order."""
         first = _choose(self.blows, chance)
         together = [first]
-        if chance.random() < _SALVO:
+        if chance.random() < _SALVO and not first.alone:
             quick = [one for one in self.blows if one.quick]
             together += [_choose(quick, chance) for _ in range(chance.randint(1, 3))]
         title = first.title if len(together) == 1 else "several of these together"

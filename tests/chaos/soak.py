@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import linear_regression, mean
 
-from chaos import control
 from harness import Cluster
+
+from chaos import control
 
 CHILDREN = 20
 _PAUSE = 1.0

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import ROOT, Cluster, die_with_parent
 
 from chaos import soak
-from harness import ROOT, Cluster, die_with_parent
 
 
 @pytest.mark.e2e
