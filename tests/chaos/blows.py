@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import itertools
 import json
 import os
 import resource
@@ -244,8 +245,9 @@ def starve(world: World, chance: Random) -> Story:
     victim, seconds = chance.choice(world.running), chance.uniform(0.1, 1.5)
     pid = world.supervisor
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = max(int(one) for one in os.listdir(f"/proc/{pid}/fd"))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 1, before[1]))
+    used = {int(one) for one in os.listdir(f"/proc/{pid}/fd")}
+    free = next(number for number in itertools.count() if number not in used)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
     try:
         kill(world, victim)
         time.sleep(seconds)
