@@ -58,7 +58,7 @@ class Game:
         first = _choose(self.blows, chance)
         together = [first]
         if chance.random() < _SALVO and not first.alone:
-            quick = [one for one in self.blows if one.quick]
+            quick = [one for one in self.blows if one.quick] or [first]
             together += [_choose(quick, chance) for _ in range(chance.randint(1, 3))]
         title = first.title if len(together) == 1 else "several of these together"
         self._tell(" + ".join(one.title for one in together))

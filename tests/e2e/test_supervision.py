@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -418,6 +420,20 @@ def test_a_stop_outlives_the_supervisor_that_was_killed_right_after_it(cluster: 
         cluster.up().ready()
         cluster.until("one", "stopped" if wanted == "stop" else "ready")
         assert cluster.instance("one")["desired"] == ("stopped" if wanted == "stop" else "running")
+
+
+def test_an_exit_without_a_free_descriptor_is_not_lost(cluster: Cluster) -> None:
+    cluster.write(services(service("one", SLEEP, restart="{backoff_max: 0.2s}"))).up().ready()
+    assert cluster.process is not None
+    supervisor, one = cluster.process.pid, cluster.instance("one")["pid"]
+    before = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    used = {int(number) for number in os.listdir(f"/proc/{supervisor}/fd")}
+    free = next(number for number in itertools.count() if number not in used)
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (free, before[1]))
+    os.kill(one, signal.SIGKILL)
+    until(lambda: "Too many open files" in cluster.output.read_text(), "it says so")
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
+    until(lambda: cluster.instance("one")["pid"] not in (None, one), "it is started again")
 
 
 def test_what_it_is_told_while_it_starts_it_does_when_it_can(cluster: Cluster) -> None:
