@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import machine  # of benchmarks/, which is to be on the path, too
 
@@ -56,6 +57,9 @@ def main() -> int:
         f"{clients.excused} failed at what was hit. {lines.written} numbered lines, of which "
         f"{lines.admitted} were lost to a full disk, as their logs say."
     )
+    again = checks.successions(world)
+    if again:
+        print(f"kill -9 → its successor runs: median {1000 * median(again):.0f} ms, {len(again)} times")
     for title, reason in left_out.items():
         print(f"left out: {title} ({reason})")
     if arguments.json:
@@ -69,6 +73,7 @@ def main() -> int:
             "violations": [str(one) for one in world.violations],
             "requests": clients.requests,
             "excused": clients.excused,
+            "running_again_s": [round(one, 4) for one in again],
             "lines": lines.written,
             "lines_lost_to_full_disk": lines.admitted,
             "left_out": left_out,

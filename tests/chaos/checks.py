@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +131,20 @@ def no_duplicates(world: World) -> None:
     for told in sorted((world.folder / "duplicates").iterdir()):
         world.violate(f"a duplicate of {told.name.partition('.')[0]}: {told.read_text()}")
         told.unlink()
+
+
+def successions(world: World) -> list[float]:
+    """Seconds from each kill that a supervisor could see until the successor ran its first line."""
+    births = defaultdict(list)
+    for page in (world.folder / "diary").iterdir():
+        name, _, born = page.name.partition(".")
+        births[name].append(int(born.partition(".")[2]) / 1e9)
+    found = []
+    for hit in world.hits:
+        later = [born for born in births[hit.slot] if born > hit.at]
+        if hit.supervised and later:
+            found.append(min(later) - hit.at)
+    return found
 
 
 # ---------------------------------------------------------------- logs, at the end
