@@ -59,7 +59,9 @@ def main() -> int:
     )
     again = checks.successions(world)
     if again:
-        print(f"kill -9 → its successor runs: median {1000 * median(again):.0f} ms, {len(again)} times")
+        print(
+            f"kill -9 → its successor runs: median {1000 * median(again):.0f} ms, {len(again)} times"
+        )
     for title, reason in left_out.items():
         print(f"left out: {title} ({reason})")
     if arguments.json:

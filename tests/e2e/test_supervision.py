@@ -422,8 +422,12 @@ def test_a_stop_outlives_the_supervisor_that_was_killed_right_after_it(cluster: 
         assert cluster.instance("one")["desired"] == ("stopped" if wanted == "stop" else "running")
 
 
-def test_an_exit_without_a_free_descriptor_is_not_lost(cluster: Cluster) -> None:
+@pytest.mark.parametrize("adopted", [False, True])
+def test_an_exit_without_a_free_descriptor_is_not_lost(cluster: Cluster, adopted: bool) -> None:
     cluster.write(services(service("one", SLEEP, restart="{backoff_max: 0.2s}"))).up().ready()
+    if adopted:
+        cluster.kill_supervisor()
+        cluster.up().ready()
     assert cluster.process is not None
     supervisor, one = cluster.process.pid, cluster.instance("one")["pid"]
     before = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
