@@ -144,7 +144,7 @@ class _Running:
                 0
             )  # the first processes are started here, before the API is imported
             async with self._serving_the_api() as api:
-                self._keeper.restored = lambda: self._in_background(self._open_socket(api))
+                self._keeper.restored = functools.partial(self._run_dir_restored, api)
                 self._reloader.read = functools.partial(self._look_after, watch)
                 self._look_after(watch, self._beginning.file, ())
                 self._in_background(self._keeper.watch())
@@ -250,6 +250,11 @@ class _Running:
             yield api
         finally:
             await api.close()
+
+    def _run_dir_restored(self, api: Api) -> None:
+        running = self._reconciler.statuses.items()
+        self._logs.restored({name: one.pid for name, one in running if one.pid is not None})
+        self._in_background(self._open_socket(api))
 
     async def _open_socket(self, api: Api, inherited: int | None = None) -> None:
         if inherited is None:

@@ -27,7 +27,7 @@ import signal
 import sys
 import termios
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import FileIO
@@ -140,6 +140,20 @@ class InstanceLogs:
         line = " ".join(f"=== {now} llm-supervisor: {text} ===".splitlines())
         whole = line.encode(errors="replace")[: _PIPE_BUF - 2]
         self._outputs[name].inlet.send(b"\n" + whole + b"\n")
+
+    def restored(self, pids: Mapping[str, int]) -> None:
+        """The run directory was removed and made anew. ``pids``: of the instances that run.
+
+        Their pipes have no name any more, and nothing can give them one; but a process that has one
+        open has a name for it. Without that the next log writer could not read it.
+        """
+        self._out_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, pid in pids.items():
+            with contextlib.suppress(FileExistsError):  # one that was started since has another
+                (self._out_dir / name).symlink_to(f"/proc/{pid}/fd/1")
+        if self._writer:
+            lock = {"lock": str(_lock_of(self._out_dir.parent))}
+            self._writer.commands.send(json.dumps(lock).encode() + b"\n")
 
     def forget(self, name: str) -> None:
         """The instance is no more: let go of its pipe once all is in the log, which stays.
@@ -353,7 +367,7 @@ def _spawn_log_writer(run_dir: Path, stdin: int, stdout: int) -> int:
     # Ctrl-C nor a service manager that stops the whole unit may end it before the instances.
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, "-I", "-S", str(_LOG_WRITER), str(run_dir / "log-writer.lock")],
+        [sys.executable, "-I", "-S", str(_LOG_WRITER), str(_lock_of(run_dir))],
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_DUP2, stdin, 0),
@@ -373,7 +387,14 @@ def _spawn_log_writer(run_dir: Path, stdin: int, stdout: int) -> int:
     )
 
 
+def _lock_of(run_dir: Path) -> Path:
+    """Of the log writer that runs."""
+    return run_dir / "log-writer.lock"
+
+
 def _make_fifo(fifo: Path) -> None:
+    if fifo.is_symlink() and not fifo.exists():
+        fifo.unlink()  # see `restored`: the process that had it open is gone
     with contextlib.suppress(FileExistsError):
         os.mkfifo(fifo, 0o600)
     if not fifo.is_fifo():

@@ -13,8 +13,9 @@ more, or null when it can be again.
 
 A command names a pipe to read from now on, or gives new limits to one that is being read. There is
 no command to close a pipe: one is done with when nobody can write to it any more, the supervisor
-included. The end of the standard input means that the supervisor is gone; the log writer then stays
-until the last pipe is done with.
+included. {"lock": "/run/…/log-writer.lock"} names a lock to take besides, as the file of the one
+that it was started with has been removed. The end of the standard input means that the supervisor
+is gone; the log writer then stays until the last pipe is done with.
 
 `kill -9` of this process loses no byte and repeats none, because no byte is ever only in its
 memory: tee(2) shows what waits in a pipe without taking it, which tells where a line ends, and
@@ -233,7 +234,11 @@ class LogWriter:
         *commands, self._unread = (self._unread + received).split(b"\n")
         for command in commands:
             try:
-                self._obey(**json.loads(command))
+                words = json.loads(command)
+                if "lock" in words:
+                    become_the_only_one(words["lock"])
+                else:
+                    self._obey(**words)
             except OSError as error:
                 # For instance a pipe that has been removed again in the meantime.
                 print(f"cannot follow {command!r}: {error}", file=sys.stderr, flush=True)

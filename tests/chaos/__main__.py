@@ -59,9 +59,8 @@ def main() -> int:
     )
     again = checks.successions(world)
     if again:
-        print(
-            f"kill -9 → its successor runs: median {1000 * median(again):.0f} ms, {len(again)} times"
-        )
+        took = f"{1000 * median(again):.0f} ms"
+        print(f"kill -9 → its successor runs: median {took}, {len(again)} times")
     for title, reason in left_out.items():
         print(f"left out: {title} ({reason})")
     if arguments.json:

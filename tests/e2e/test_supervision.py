@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -386,23 +387,39 @@ def test_waiting_for_what_cannot_come_ends_with_the_reason(cluster: Cluster) -> 
     cluster.until("top", "ready")
 
 
-def test_a_log_writer_is_replaced_however_often_and_fast_it_dies(cluster: Cluster) -> None:
-    counting = (
-        "import itertools, time\nfor n in itertools.count(): print(n, flush=True); time.sleep(0.01)"
-    )
-    cluster.write(services(service("counting", counting))).up().ready()
+COUNTING = (
+    "import itertools, time\nfor n in itertools.count(): print(n, flush=True); time.sleep(0.01)"
+)
 
-    def writer() -> int | None:
-        found = [pid for pid in cluster.processes() if b"logwriter.py" in command_line(pid)]
-        return found[0] if found else None
 
-    for _ in range(4):  # all but the first die so young that their successor comes a moment later
-        os.kill(until(writer, "a log writer runs"), signal.SIGKILL)
-    until(writer, "a log writer runs")
-    said_then = len(said(cluster, "counting", r"^\d+$"))
-    until(lambda: len(said(cluster, "counting", r"^\d+$")) > said_then, "its log goes on")
+def await_more_lines(cluster: Cluster) -> None:
+    """Of a service that counts."""
+    before = len(said(cluster, "counting", r"^\d+$"))
+    until(lambda: len(said(cluster, "counting", r"^\d+$")) > before, "its log goes on")
+
+
+def no_line_is_missing(cluster: Cluster) -> bool:
     lines = [int(line) for line in said(cluster, "counting", r"^\d+$")]
-    assert lines == list(range(len(lines)))
+    return lines == list(range(len(lines)))
+
+
+def kill_log_writer(cluster: Cluster) -> None:
+    writer = until(lambda: log_writers(cluster), "a log writer runs")[0]
+    os.kill(writer, signal.SIGKILL)
+    until(lambda: not alive(writer), "it is dead")
+
+
+def log_writers(cluster: Cluster) -> list[int]:
+    return [pid for pid in cluster.processes() if b"logwriter.py" in command_line(pid)]
+
+
+def test_a_log_writer_is_replaced_however_often_and_fast_it_dies(cluster: Cluster) -> None:
+    cluster.write(services(service("counting", COUNTING))).up().ready()
+    for _ in range(4):  # all but the first die so young that their successor comes a moment later
+        kill_log_writer(cluster)
+    until(lambda: log_writers(cluster), "a log writer runs")
+    await_more_lines(cluster)
+    assert no_line_is_missing(cluster)
 
 
 def test_a_stop_outlives_the_supervisor_that_was_killed_right_after_it(cluster: Cluster) -> None:
@@ -420,6 +437,27 @@ def test_a_stop_outlives_the_supervisor_that_was_killed_right_after_it(cluster: 
         cluster.up().ready()
         cluster.until("one", "stopped" if wanted == "stop" else "ready")
         assert cluster.instance("one")["desired"] == ("stopped" if wanted == "stop" else "running")
+
+
+def test_a_removed_run_directory_costs_no_line_whoever_dies_next(cluster: Cluster) -> None:
+    """A cleaner of /tmp was here: the pipes that are in use have no name any more."""
+    cluster.write(services(service("counting", COUNTING))).up().ready()
+    pid = cluster.instance("counting")["pid"]
+    await_more_lines(cluster)
+    shutil.rmtree(cluster.run_dir)
+    until(lambda: accepts(cluster.run_dir / "control.sock"), "the supervisor answers again")
+    await_more_lines(cluster)
+    kill_log_writer(cluster)
+    await_more_lines(cluster)
+    cluster.kill_supervisor()
+    cluster.up().ready()
+    assert cluster.instance("counting")["pid"] == pid
+    until(lambda: len(log_writers(cluster)) == 1, "one log writer is left")
+    await_more_lines(cluster)
+    assert no_line_is_missing(cluster)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: cluster.instance("counting")["pid"] not in (None, pid), "it is started again")
+    await_more_lines(cluster)
 
 
 @pytest.mark.parametrize("adopted", [False, True])
