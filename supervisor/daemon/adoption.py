@@ -136,6 +136,10 @@ def _leader(processes: Sequence[Leftover]) -> Leftover | None:
 
 
 def _is(leader: Leftover, form: InstanceSpec) -> bool:
-    """The command line tells a leader from a stray that has outlived its own."""
-    same_program = leader.command[:2] == form.argv[:2] or runs(leader.command, form.argv)
+    """The command line, if it is known, tells a leader from a stray that has outlived its own."""
+    same_program = (
+        not form.is_launchable
+        or leader.command[:2] == form.argv[:2]
+        or runs(leader.command, form.argv)
+    )
     return leader.launch == form.launch and leader.port == form.port and same_program

@@ -78,14 +78,15 @@ def _without_file(
     error: SpecError,
     notes: Sequence[str],
 ) -> Beginning:
-    adoption = _survey(known, found, {})
+    # The note may be older than what runs; by launch and port it tells all the same what that is.
+    noted = {one.spec.slot: one.spec for one in known.members if not one.leaving}
+    adoption = _survey(known, found, noted)
     alive = [one for one in adoption.adopted if tree.born(one.status.pid or 0) == one.status.born]
     if not alive:
         raise error
-    wanted = {one.spec.slot: one.spec for one in known.members if not one.leaving}
     # Who is not known now may be known once the file is mended, by the next supervisor.
     adoption = replace(adoption, unknown=())
-    return Beginning(ClusterFile.none(path), wanted, adoption, error.problems, tuple(notes))
+    return Beginning(ClusterFile.none(path), noted, adoption, error.problems, tuple(notes))
 
 
 def _survey(

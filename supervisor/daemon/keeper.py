@@ -31,9 +31,13 @@ class Keeper:
         """Called when the run directory had to be made anew: it is empty then."""
 
     def noted(self) -> None:
-        """There is something new; it is written in a moment."""
+        """There is something new; it is written in a moment, also if the last try has failed."""
+        loop = asyncio.get_running_loop()
+        if self._due is not None and self._due.when() > loop.time() + _PAUSE:
+            self._due.cancel()
+            self._due = None
         if self._due is None:
-            self._due = asyncio.get_running_loop().call_later(_PAUSE, self._write)
+            self._due = loop.call_later(_PAUSE, self._write)
 
     def write_now(self) -> None:
         self._write()

@@ -344,6 +344,26 @@ def test_a_broken_file_leaves_nothing_unsupervised(cluster: Cluster) -> None:
     assert cluster.pids()["two"] == before["two"]
 
 
+def test_a_broken_file_and_a_note_that_is_too_old_leave_nothing_unsupervised(
+    cluster: Cluster,
+) -> None:
+    (port,) = free_ports(1)
+    server = service("server", listening(port), ready=f"{{tcp: '127.0.0.1:{port}'}}")
+    good = services(server, service("one", SLEEP))
+    before = cluster.write(good).up().ready().pids()
+    until(lambda: noted(cluster, "one") and noted(cluster, "server"), "it is noted")
+    cluster.kill_supervisor()
+    stale(state_file(cluster))
+    cluster.write("services: {one: {comand: [x]}}")
+    cluster.up()
+    cluster.until("server", "ready")
+    assert cluster.pids() == before
+    cluster.write(good)
+    until(lambda: not cluster.status()["cluster"]["problems"], "it is mended")
+    cluster.ready()
+    assert cluster.pids() == before
+
+
 def test_a_broken_file_starts_nothing_where_nothing_runs(cluster: Cluster) -> None:
     cluster.write(services(service("one", SLEEP))).up().ready()
     pid = cluster.pids()["one"]
