@@ -17,12 +17,12 @@ _INFO_EXIT = 1 << 3
 
 def exit_status(descriptor: int, pid: int) -> int | None:
     """As of waitpid(2), of the process of a pidfd that tells of its end; None if nobody knows."""
+    stat = tree.stat_of(pid)
+    if stat is not None and stat.state == "Z":
+        return stat.exit_status
     question = _INFO.pack(_INFO_EXIT, *[0] * 13)
     try:
-        stat = tree.stat_of(pid)
-        if stat is not None and stat.state == "Z":
-            return stat.exit_status
         mask, *_, status = _INFO.unpack(fcntl.ioctl(descriptor, _GET_INFO, question))
-    except OSError:  # an older kernel, or no descriptor is left to look with
+    except OSError:
         return None
     return int(status) if mask & _INFO_EXIT else None

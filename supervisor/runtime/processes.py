@@ -42,8 +42,6 @@ _END_ROUNDS, _END_PAUSE = 200, 0.05
 """Ten seconds for what nobody knows to end, and as many for the kernel to kill it."""
 _ORPHANS_PAUSE = 0.02
 """Seconds between two looks at strays that are no children of ours: nobody tells of their end."""
-_LOOK_AGAIN = 0.5
-"""Seconds until it is looked again, when there was no descriptor left to look with."""
 
 _SIGNALS = {Stage.TERM: SIGTERM, Stage.INT: SIGINT, Stage.KILL: SIGKILL}
 
@@ -332,7 +330,7 @@ class Processes:
         self._clearing[process.name] = process
         if self._has_orphans:
             asyncio.get_running_loop().call_soon(self._check_all_cleared)
-        strays = self._look(process)
+        strays = self._members(process)
         if strays:
             # A graceful stop has been announced to the whole tree; a crash has not.
             how = SIGTERM if process.told else SIGKILL
@@ -345,9 +343,7 @@ class Processes:
         """Report a stop, and let a successor start, once nothing of the tree is left."""
         if self._clearing.get(process.name) is not process:
             return
-        strays = self._look(process)
-        if strays is None:
-            return
+        strays = self._members(process)
         if strays:
             if not process.told:
                 self._signal_all(process, SIGKILL)
@@ -363,19 +359,6 @@ class Processes:
             self._deliver(process.name, process.exited)
 
     # ------------------------------------------------------------ trees
-
-    def _look(self, process: _Process) -> list[int] | None:
-        """The members; None if nobody can say, for want of descriptors or memory. As long as that
-        is so, nothing counts as cleared, and it is tried again."""
-        try:
-            return self._members(process)
-        except OSError as error:
-            log.warning(
-                "cannot look for what belongs to %s: %s; trying again", process.name, error.strerror
-            )
-            loop = asyncio.get_running_loop()
-            loop.call_later(_LOOK_AGAIN, self._check_cleared, process)
-            return None
 
     def _members(self, process: _Process) -> list[int]:
         """Processes of the tree, without the leader."""
@@ -399,7 +382,7 @@ class Processes:
         leads = process.exited is None
         if leads:
             _kill_group(process.pid, number)
-        for pid in self._look(process) or ():
+        for pid in self._members(process):
             # Once the leader has been reaped, its number may be another group's.
             if not leads or _group(pid) != process.pid:
                 _kill(pid, number)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -458,24 +456,6 @@ def test_a_removed_run_directory_costs_no_line_whoever_dies_next(cluster: Cluste
     os.kill(pid, signal.SIGKILL)
     until(lambda: cluster.instance("counting")["pid"] not in (None, pid), "it is started again")
     await_more_lines(cluster)
-
-
-@pytest.mark.parametrize("adopted", [False, True])
-def test_an_exit_without_a_free_descriptor_is_not_lost(cluster: Cluster, adopted: bool) -> None:
-    cluster.write(services(service("one", SLEEP, restart="{backoff_max: 0.2s}"))).up().ready()
-    if adopted:
-        cluster.kill_supervisor()
-        cluster.up().ready()
-    assert cluster.process is not None
-    supervisor, one = cluster.process.pid, cluster.instance("one")["pid"]
-    before = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
-    used = {int(number) for number in os.listdir(f"/proc/{supervisor}/fd")}
-    free = next(number for number in itertools.count() if number not in used)
-    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (free, before[1]))
-    os.kill(one, signal.SIGKILL)
-    until(lambda: "Too many open files" in cluster.output.read_text(), "it says so")
-    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
-    until(lambda: cluster.instance("one")["pid"] not in (None, one), "it is started again")
 
 
 def test_what_it_is_told_while_it_starts_it_does_when_it_can(cluster: Cluster) -> None:
