@@ -91,6 +91,11 @@ size is a number of bytes or a text such as `500KiB`, `10MiB` (1024), `10MB` (10
 lines, logs, `status` and `plan`, nor in error messages. Hand tokens of other programs over in
 `env`; flags in `args` and `command` can be read by every user of the machine.
 
+**Doors.** Everything listens on 127.0.0.1 unless the file says otherwise. Where a controller, a
+worker, an API server without keys, or `control` without TLS can be reached from other machines,
+`validate`, `up` and a reload warn, with the place in the file: FastChat's controller and workers ask
+nobody for a password.
+
 **Changes.** The file is applied whenever it is saved. "On change" says what a changed value does
 to what runs: *nothing*; *live*: the instance goes on, and is supervised by the new value;
 *re-register*: the controller learns the new names, the process goes on (with a controller of our
@@ -184,6 +189,8 @@ def _tables(schema: Schema) -> Iterator[str]:
     yield _table(parts["Restart"])
     yield _heading("`logs`", parts["Logs"]["description"])
     yield _table(parts["Logs"])
+    yield _heading("`control`", parts["Control"]["description"])
+    yield _table(parts["Control"])
 
 
 def _heading(title: str, text: str, level: int = 2) -> str:
@@ -266,6 +273,7 @@ def _number(field: Schema) -> str:
 def _reference(name: str) -> str:
     links = {model: section for section, model in SECTIONS.items()}
     links |= {"Probes": "probes", "Restart": "restart", "Logs": "logs", "Question": "probes"}
+    links["Control"] = "control"
     links |= {name: name.lower() for name in GROUPS} | {"NamedModel": "models"}
     links |= {model: f"probes{section}" for section, model in PROBES.items()}
     if name == "Defaults" or name.endswith("Worker"):

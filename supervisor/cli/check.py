@@ -10,7 +10,7 @@ from typing import Any
 
 from supervisor.cli.client import Client
 from supervisor.cli.failure import DONE, USAGE, Failure
-from supervisor.cli.locations import load_config, run_dir
+from supervisor.cli.locations import load_config, print_warnings, run_dir
 from supervisor.core.instance import InstanceSpec
 from supervisor.daemon.planning import planned
 from supervisor.daemon.prepare import prepare
@@ -21,6 +21,7 @@ from supervisor.spec.problems import SpecError
 
 def run_validate(arguments: argparse.Namespace) -> int:
     file = load_config(arguments)
+    print_warnings(file)
     specs = _prepared(file, arguments)
     services = len({spec.service for spec in specs.values()})
     print(f"{file.path} is valid: {services} services, {len(specs)} instances")

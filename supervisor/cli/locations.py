@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,11 @@ def load_config(arguments: argparse.Namespace) -> ClusterFile:
         return load(config_path(arguments), os.environ)
     except SpecError as error:
         raise Failure(str(error), USAGE, prefix=False) from None
+
+
+def print_warnings(file: ClusterFile) -> None:
+    for warning in file.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def run_dir(arguments: argparse.Namespace, in_file: str | None) -> Path:

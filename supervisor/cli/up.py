@@ -21,6 +21,7 @@ from supervisor.cli.locations import (
     config_path,
     load_config,
     log_dir,
+    print_warnings,
     run_dir,
 )
 from supervisor.cli.progress import reporter
@@ -47,6 +48,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         if not begins_with_something(RunDir(place)):
             raise
         return Options(path, place, client_log_dir(arguments))
+    print_warnings(file)
     return Options(
         file=path,
         run_dir=run_dir(arguments, file.cluster.run_dir),

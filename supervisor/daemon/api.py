@@ -1,13 +1,14 @@
-"""The control API: HTTP with JSON over a Unix socket. The one door; the CLI uses nothing else.
+"""The control API: HTTP with JSON over a Unix socket; the CLI uses nothing else.
 
-The routes are the table at the end; the OpenAPI description is made from it.
+The routes are the table at the end; the OpenAPI description is made from it. Who may come in, and
+how many of them, is decided in ``doors.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import logging
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -25,6 +27,15 @@ from supervisor import __version__
 from supervisor.core.cluster import ClusterState
 from supervisor.core.lifecycle import Stage, StartRequested, State, Status, StopRequested
 from supervisor.daemon import views
+from supervisor.daemon.doors import (
+    Door,
+    Limits,
+    TooMany,
+    answered,
+    read_within,
+    refused,
+    tcp_listener,
+)
 from supervisor.daemon.editing import Draft, Edits, carry_out
 from supervisor.daemon.explain import explain
 from supervisor.daemon.journal import Entry, Journal
@@ -33,13 +44,23 @@ from supervisor.daemon.reconciler import GoDown, Reconciler, StartSlot, StopSlot
 from supervisor.daemon.reload import Reloader
 from supervisor.daemon.upgrade import CannotUpgrade
 from supervisor.runtime.blockers import blockers
-from supervisor.runtime.logs import follow, last_words, tail
+from supervisor.runtime.logs import follow, last_words, recent
 from supervisor.runtime.safewrite import WriteError
+from supervisor.spec.checks import tls_context
 from supervisor.spec.editing.tree import EditError
+from supervisor.spec.model import Control
+from supervisor.spec.paths import resolve
 from supervisor.spec.problems import SpecError, dotted
+from supervisor.spec.token import BadToken, read_token
+
+log = logging.getLogger(__name__)
 
 _MAX_BODY = 8 * 1024 * 1024
 """Room for the largest cluster file as a JSON text."""
+_NO_BODY = 4096
+"""Bytes that a request may bring where none are read."""
+_AGAIN = 10.0
+"""Seconds until a listener that could not be opened is tried again."""
 _WHY_LINES = 15
 
 
@@ -287,15 +308,12 @@ async def get_logs(daemon: Daemon, request: web.Request) -> web.StreamResponse:
     also what comes."""
     names = _named(daemon, request)
     lines = int(_number(request, "lines", 100, most=1_000_000))
-    if _flag(request, "follow"):
-        if len(names) > 1:
-            return await _stream(request, _follow_all(daemon, names, lines), "text/plain")
-        return await _stream(request, follow(daemon.log_path(names[0]), lines), "text/plain")
-    found = []
-    for name in names:
-        text = await asyncio.to_thread(tail, daemon.log_path(name), lines)
-        found += [f"{name} | {line}" for line in text] if len(names) > 1 else text
-    return web.Response(text="".join(f"{line}\n" for line in found), content_type="text/plain")
+    one_by_one = _follow_all if _flag(request, "follow") else _recent_of_all
+    if len(names) > 1:
+        return await _stream(request, one_by_one(daemon, names, lines), "text/plain")
+    read = follow if _flag(request, "follow") else recent
+    path = daemon.log_path(names[0]) if names else None
+    return await _stream(request, read(path, lines) if path else _nothing(), "text/plain")
 
 
 async def get_openapi(daemon: Daemon, request: web.Request) -> web.StreamResponse:
@@ -307,8 +325,10 @@ async def get_openapi(daemon: Daemon, request: web.Request) -> web.StreamRespons
 
 
 async def _body(request: web.Request, model: type[Body]) -> Body:
+    async with read_within(_limits(request).patience, request):
+        raw = await request.read()
     try:
-        return model.model_validate_json(await request.read())
+        return await asyncio.to_thread(model.model_validate_json, raw)
     except ValidationError as error:
         text = "; ".join(f"{dotted(one['loc'])}: {one['msg']}" for one in error.errors())
         raise Refusal(400, f"the body is not as /openapi.json describes it: {text}") from None
@@ -441,7 +461,7 @@ def _number(request: web.Request, name: str, default: float, *, most: float) -> 
 
 async def _follow_all(daemon: Daemon, names: list[str], lines: int) -> AsyncGenerator[str, None]:
     """The logs of several instances as one, each line with its instance."""
-    queue: asyncio.Queue[str] = asyncio.Queue(maxsize=1000)
+    queue: asyncio.Queue[str] = asyncio.Queue(maxsize=100)
 
     async def pump(name: str) -> None:
         async with contextlib.aclosing(follow(daemon.log_path(name), lines)) as found:
@@ -457,15 +477,51 @@ async def _follow_all(daemon: Daemon, names: list[str], lines: int) -> AsyncGene
             task.cancel()
 
 
+async def _recent_of_all(daemon: Daemon, names: list[str], lines: int) -> AsyncGenerator[str, None]:
+    for name in names:
+        async with contextlib.aclosing(recent(daemon.log_path(name), lines)) as found:
+            async for line in found:
+                yield f"{name} | {line}"
+
+
+async def _nothing() -> AsyncGenerator[str, None]:
+    """A service all of whose instances are yet to come has no log."""
+    for line in list[str]():
+        yield line
+
+
 async def _stream(
     request: web.Request, lines: AsyncGenerator[str, None], content_type: str
 ) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": content_type})
+    """Memory for what fits into the socket and little more, whoever does not read it."""
+    response = web.StreamResponse(headers={"Content-Type": f"{content_type}; charset=utf-8"})
     await response.prepare(request)
+    since_pause = 0
     async with contextlib.aclosing(lines):
         async for line in lines:
-            await response.write(f"{line}\n".encode())
+            raw = _utf8(f"{line}\n")
+            async with read_within(_limits(request).unread, request):
+                await response.write(raw)
+            since_pause += len(raw)
+            if since_pause > _STRETCH:  # a reader that keeps up would never let others have a turn
+                since_pause = 0
+                await asyncio.sleep(0)
     return response
+
+
+_STRETCH = 64 * 1024
+
+
+def _utf8(text: str) -> bytes:
+    """A file name need not be UTF-8; in JSON the escapes mean what they stand for."""
+    return text.encode(errors="backslashreplace")
+
+
+def _limits(request: web.Request) -> Limits:
+    return request.app[_DOOR].limits
+
+
+_DOOR = web.AppKey("door", Door)
 
 
 # ---------------------------------------------------------------- the table
@@ -481,21 +537,23 @@ class Route:
     answer: type[views.View] | None
     query: tuple[str, ...] = ()
     body: type[BaseModel] | None = None
+    lasts: bool = False
+    """It may take as long as the client likes."""
 
 
 ROUTES = (
     Route("GET", "/v1/status", get_status, views.StatusView),
-    Route("GET", "/v1/wait", get_wait, views.WaitView, ("service", "timeout")),
+    Route("GET", "/v1/wait", get_wait, views.WaitView, ("service", "timeout"), lasts=True),
     Route("GET", "/v1/plan", get_plan, views.PlanView),
     Route("POST", "/v1/plan", post_plan, views.PlanView, body=Draft),
     Route("POST", "/v1/reload", post_reload, views.ReloadView, ("retry",)),
     Route("POST", "/v1/edit", post_edit, views.EditView, body=Edits),
-    Route("GET", "/v1/settled", get_settled, views.SettledView, ("service", "timeout")),
-    Route("GET", "/v1/events", get_events, views.EventsView, ("after", "follow")),
+    Route("GET", "/v1/settled", get_settled, views.SettledView, ("service", "timeout"), lasts=True),
+    Route("GET", "/v1/events", get_events, views.EventsView, ("after", "follow"), lasts=True),
     Route("POST", "/v1/down", post_down, views.AcceptedView),
     Route("POST", "/v1/upgrade", post_upgrade, views.AcceptedView),
     Route("GET", "/v1/services/{name}/why", get_why, views.WhysView),
-    Route("GET", "/v1/services/{name}/logs", get_logs, None, ("lines", "follow")),
+    Route("GET", "/v1/services/{name}/logs", get_logs, None, ("lines", "follow"), lasts=True),
     Route("POST", "/v1/services/{name}/start", post_start, views.AcceptedView),
     Route("POST", "/v1/services/{name}/stop", post_stop, views.AcceptedView),
     Route("POST", "/v1/services/{name}/restart", post_restart, views.AcceptedView),
@@ -549,54 +607,98 @@ def _content(answer: type[BaseModel] | None) -> dict[str, Any]:
 
 
 class Api:
-    """Serves the table on a Unix socket."""
+    """Serves the table on a Unix socket, and on the TCP listener of the file if it names one."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._app = web.Application(client_max_size=_MAX_BODY)
-        for route in ROUTES:
-            self._app.router.add_route(route.method, route.path, _bind(daemon, route.handler))
-        self._runner = web.AppRunner(
-            self._app,
-            handle_signals=False,
-            # A client that follows a quiet log and goes away must not leave its handler behind.
-            handler_cancellation=True,
-            access_log=None,
-            shutdown_timeout=0.2,
-        )
-        self._site: web.SockSite | None = None
+    def __init__(self, daemon: Daemon, limits: Limits | None = None) -> None:
+        self._daemon = daemon
+        self._limits = limits or Limits()
+        self._doors: list[Door] = []
+        self._opening: asyncio.Task[None] | None = None
 
     async def listen(self, listener: socket.socket) -> None:
-        """Serve on this socket from now on, instead of another one."""
-        if self._runner.server is None:
-            await self._runner.setup()
-        site = web.SockSite(self._runner, listener)
-        await site.start()
-        if self._site is not None:
-            await self._site.stop()
-        self._site = site
+        """Serve on this Unix socket from now on, instead of another one.
+
+        The TCP listener is opened as soon as that is possible: that its port is taken is no reason
+        to let go of the models.
+        """
+        if self._doors:
+            await self._doors[0].listen(listener)
+            return
+        await self._open(listener)
+        file = self._daemon.reloader.file
+        if file.cluster.control is not None:
+            self._opening = asyncio.create_task(self._open_tcp(file.cluster.control, file.base))
+
 
     async def close(self) -> None:
-        await self._runner.cleanup()
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
+        for door in self._doors:
+            await door.close()
+
+    async def _open(
+        self, listener: socket.socket, token: str | None = None, tls: SSLContext | None = None
+    ) -> None:
+        door = Door(self._add_routes, largest=_MAX_BODY, token=token, tls=tls, limits=self._limits)
+        self._doors.append(door)
+        await door.listen(listener)
+
+    def _add_routes(self, app: web.Application, door: Door) -> None:
+        app[_DOOR] = door
+        for route in ROUTES:
+            app.router.add_route(route.method, route.path, _bind(self._daemon, route, door))
+
+    async def _open_tcp(self, control: Control, base: Path) -> None:
+        tell, told = self._daemon.journal.write, ""
+        where = f"{control.host}:{control.port}"
+        while True:
+            try:
+                token, tls = read_token(resolve(base, control.token_file)), _tls(control, base)
+                listener = await asyncio.to_thread(tcp_listener, control.host, control.port)
+            except (BadToken, OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or str(error)
+                if why != told:
+                    text = f"cannot listen on {where}: {why}; tries again every {_AGAIN:g} s"
+                    tell("", "control", text)
+                told = why
+                await asyncio.sleep(_AGAIN)
+            else:
+                await self._open(listener, token, tls)
+                tell("", "control", f"the control API listens on {where}, too")
+                return
+
+
+def _tls(control: Control, base: Path) -> SSLContext | None:
+    if control.tls_cert is None or control.tls_key is None:
+        return None
+    return tls_context(resolve(base, control.tls_cert), resolve(base, control.tls_key))
 
 
 def _bind(
-    daemon: Daemon, handler: Handler
+    daemon: Daemon, route: Route, door: Door
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    kind = "bodies" if route.body else "lasting" if route.lasts else None
+    most = _MAX_BODY if route.body else _NO_BODY
+
     async def serve(request: web.Request) -> web.StreamResponse:
+        if (request.content_length or 0) > most:
+            return refused(413, f"a body of more than {most} bytes has no meaning here", close=True)
         try:
-            answer = await handler(daemon, request)
+            with door.place(kind) if kind else contextlib.nullcontext():
+                answer = await route.handler(daemon, request)
         except Refusal as refusal:
-            return _json(views.ErrorView(error=str(refusal)), refusal.status)
-        except ConnectionError:
-            raise  # the client went away in the middle of a stream
-        return _json(answer) if isinstance(answer, views.View) else answer
+            return refused(refusal.status, str(refusal))
+        except web.RequestPayloadError:
+            return refused(400, "the body is not sent as its headers say", close=True)
+        except (ConnectionError, web.HTTPException, TooMany):
+            raise  # the client went away in the middle of a stream; or the door's affair
+        except Exception:
+            # Not the request itself: there may be secrets in it.
+            log.exception("cannot answer %s %s; please report this", route.method, route.path)
+            return refused(
+                500, "a defect of the supervisor, whose log tells more; please report it"
+            )
+        return answered(answer) if isinstance(answer, views.View) else answer
 
     return serve
-
-
-def _json(view: views.View, status: int = 200) -> web.Response:
-    return web.Response(
-        text=json.dumps(view.model_dump(mode="json"), ensure_ascii=False),
-        status=status,
-        content_type="application/json",
-    )

@@ -56,7 +56,9 @@ async def carry_out(wish: Edits, reloader: Reloader) -> EditView:
     old = raw.decode()
     new = await asyncio.to_thread(_edited, old, wish.edits)
     plan = await reloader.plan(new.removeprefix("\ufeff"))
-    diff = "".join(f"{line}\n" for line in masked_diff(old, new, str(path)))
+    # In a thread: comparing two large texts may take seconds.
+    lines = await asyncio.to_thread(masked_diff, old, new, str(path))
+    diff = "".join(f"{line}\n" for line in lines)
     number = reloader.journal.number
 
     async def write_and_apply() -> None:

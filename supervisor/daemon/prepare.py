@@ -46,6 +46,8 @@ class _Ports:
     def expand(self, environ: Mapping[str, str]) -> dict[str, InstanceSpec]:
         cluster = self._file.cluster
         fixed = {one.instance: one.port for one in roles.listeners(cluster)}
+        if cluster.control is not None:
+            fixed["the control API"] = cluster.control.port
         findings = list(self._taken_by_strangers())
         try:
             chosen = self._assign(roles.without_port(cluster), set(fixed.values()))

@@ -138,6 +138,10 @@ class Reloader:
         for one in at_next_up(old, file):
             text = f"{one}: it counts when the supervisor starts the next time"
             self.journal.write("", "file", text)
+        known = {(one.path, one.message) for one in old.warnings}
+        for warning in file.warnings:
+            if (warning.path, warning.message) not in known:
+                self.journal.write("", "file", f"warning: {warning}")
         controller = file.cluster.controller
         external = controller.external if controller else None
         self.effects.configure(file.cluster.logs, external, self.reconciler.specs)

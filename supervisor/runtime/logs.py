@@ -12,9 +12,9 @@ A mark is an empty line and a line, `"\\n=== … ===\\n"`. The line break in fro
 only so is a mark never glued to the unfinished last line of a crashed process, and still exactly
 separable from what the instance itself has written.
 
-Reading. A log is the sequence of its files `x.log.2`, `x.log.1`, `x.log`, which `tail` and `follow`
-read as one stream while the log writer goes on rotating them. Both look for the place that many
-lines before the end, going backwards, and read forward from there.
+Reading. A log is the sequence of its files `x.log.2`, `x.log.1`, `x.log`, which `recent` and
+`follow` read as one stream while the log writer goes on rotating them. Both look for the place that
+many lines before the end, going backwards, and read forward from there.
 """
 
 import asyncio
@@ -40,6 +40,7 @@ _POLL = 0.02  # seconds, when letting go of a pipe, which tells nobody that it h
 _RESTART_PAUSE = 0.5  # seconds before a log writer that has not lasted longer than that is replaced
 _FOLLOW_POLL = 0.2  # seconds
 _BLOCK = 64 * 1024  # bytes read at once
+_LONGEST = 256 * 1024  # bytes of a line that are kept until it ends; then they are passed on so far
 
 
 class InstanceLogs:
@@ -407,18 +408,6 @@ def _checked(name: str) -> str:
     return name
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """The last `lines` lines of the log at `path`, fewer if there are no more; [] for no log.
-
-    An unfinished last line counts. Needs memory for these lines only, however large the log is.
-    """
-    with contextlib.closing(_Reader(path, lines)) as reader:
-        found = list(itertools.islice(reader.lines(), max(lines, 0)))
-        if len(found) < lines and reader.unfinished:
-            found.append(reader.unfinished)
-    return found
-
-
 def last_words(path: Path, lines: int, most_bytes: int = 64 * 1024) -> list[str]:
     """The last `lines` lines of a log, as far as they lie in its last `most_bytes`.
 
@@ -441,11 +430,26 @@ async def follow(path: Path, lines: int) -> AsyncGenerator[str, None]:
     """
     # Polls, because somebody watches only now and then, a fifth of a second is soon enough for a
     # reader, and inotify would need a thread or ctypes, and does not see all file systems.
-    with contextlib.closing(_Reader(path, lines)) as reader:
+    # To find the place takes a while in a large log: in a thread of its own.
+    with contextlib.closing(await asyncio.to_thread(_Reader, path, lines)) as reader:
         while True:
             for line in reader.lines():
                 yield line
             await asyncio.sleep(_FOLLOW_POLL)
+
+
+async def recent(path: Path, lines: int) -> AsyncGenerator[str, None]:
+    """The last `lines` lines of the log at `path`, fewer if there are no more; none for no log.
+
+    An unfinished last line counts. Needs memory for one line at a time, however large the log is.
+    """
+    with contextlib.closing(await asyncio.to_thread(_Reader, path, lines)) as reader:
+        for line in reader.lines() if lines > 0 else ():
+            yield line
+            if reader.finished == lines:  # what has been written meanwhile is not asked for
+                return
+        if reader.unfinished and lines > 0:
+            yield reader.unfinished
 
 
 class _Reader:
@@ -456,6 +460,7 @@ class _Reader:
         self._file = _rewind(path, max(lines, 0))
         self._next: FileIO | None = None
         self._unfinished = bytearray()
+        self.finished = 0
 
     @property
     def unfinished(self) -> str:
@@ -463,13 +468,20 @@ class _Reader:
         return _decode(self._unfinished)
 
     def lines(self) -> Iterator[str]:
-        """The finished lines from here on, as far as they have been written."""
+        """The finished lines from here on, as far as they have been written.
+
+        `finished` counts them. One that is longer than `_LONGEST` comes in pieces.
+        """
         while block := self._read():
             first, *others = block.split(b"\n")
             self._unfinished += first
             for other in others:
+                self.finished += 1
                 yield _decode(self._unfinished)
                 self._unfinished = bytearray(other)
+            if len(self._unfinished) >= _LONGEST:
+                yield _decode(self._unfinished)
+                self._unfinished = bytearray()
 
     def close(self) -> None:
         for file in (self._file, self._next):

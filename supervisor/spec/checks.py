@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from ipaddress import ip_address
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from supervisor.spec.model import (
@@ -22,6 +23,9 @@ from supervisor.spec.model import (
 from supervisor.spec.paths import looks_local, resolve
 from supervisor.spec.problems import Path
 
+if TYPE_CHECKING:
+    import ssl
+
 Finding = tuple[Path, str]
 
 
@@ -35,6 +39,7 @@ def check(cluster: Cluster, base: FilePath, unusable: Collection[str] = ()) -> I
     yield from _ports(cluster)
     yield from _dependencies(cluster, unusable)
     yield from _files(cluster, base)
+    yield from _tls(cluster, base)
     for path, service in services(cluster):
         yield from _questions(path, service)
         yield from _args(path, service)
@@ -125,6 +130,8 @@ def _names(cluster: Cluster) -> Iterator[Finding]:
 
 def _ports(cluster: Cluster) -> Iterator[Finding]:
     taken: dict[int, str] = {}
+    if cluster.control is not None:
+        taken[cluster.control.port] = "control"
     for path, service in services(cluster):
         port = getattr(service, "port", None)
         if port is None:
@@ -190,6 +197,34 @@ def _files(cluster: Cluster, base: FilePath) -> Iterator[Finding]:
         info = getattr(worker, "model_info_file", None)
         if info is not None and not os.path.isfile(resolve(base, info)):
             yield (*place, "model_info_file"), f"there is no file {resolve(base, info)}; create it"
+
+
+def _tls(cluster: Cluster, base: FilePath) -> Iterator[Finding]:
+    control = cluster.control
+    if control is None:
+        return
+    cert, key = control.tls_cert, control.tls_key
+    if cert is None or key is None:
+        if given := "tls_cert" if cert else "tls_key" if key else "":
+            other = "tls_key" if given == "tls_cert" else "tls_cert"
+            yield ("control", given), f"TLS needs {other}, too; add it or remove this"
+        return
+    try:
+        tls_context(resolve(base, cert), resolve(base, key))
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "not in PEM"
+        text = f"cannot use {resolve(base, cert)} with {resolve(base, key)}: {why}"
+        yield ("control", "tls_cert"), f"{text}; name a PEM certificate and its key"
+
+
+def tls_context(cert: FilePath, key: FilePath) -> ssl.SSLContext:
+    """A server's context. Raises OSError or ValueError where the two are of no use."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # A key with a password must be an error: nobody sits there to type it.
+    context.load_cert_chain(cert, key, password=lambda: "")
+    return context
 
 
 def _model_path(path: Path, value: str, base: FilePath) -> Iterator[Finding]:

@@ -109,11 +109,18 @@ def parse(text: str, file: str, environ: Mapping[str, str]) -> Document:
 def _too_deep(text: str) -> tuple[int, int] | None:
     """Where the file first passes ``_MAX_DEPTH``. Events, unlike nodes, come without recursion."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            return _position(event)
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                return _position(event)
+    except yaml.YAMLError as error:
+        # libyaml (0.2.6 and later) has a limit of its own, and meets it while it looks ahead.
+        mark = getattr(error, "problem_mark", None)
+        if mark is not None and "nesting depth" in str(error) and mark.index < len(text):
+            return _too_deep(text[: mark.index]) or (mark.line + 1, mark.column + 1)
+        raise
     return None
 
 

@@ -14,6 +14,7 @@ from supervisor.spec.named import named_files, with_named_files
 from supervisor.spec.problems import Path as Place
 from supervisor.spec.problems import Problem, SpecError
 from supervisor.spec.validate import validate
+from supervisor.spec.warnings import warnings
 
 MAX_BYTES = 4 * 1024 * 1024
 MAX_PROBLEMS = 100
@@ -42,6 +43,12 @@ class ClusterFile:
     def named(self) -> list[Path]:
         """Files that it names, and that are read with it."""
         return named_files(self.cluster, self.base)
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """What is allowed, and should be known all the same."""
+        found = [self.document.problem(path, text) for path, text in warnings(self.cluster)]
+        return sorted(set(found))
 
     def error(self, findings: Iterable[tuple[Place, str]]) -> SpecError:
         """Findings that came later, such as a port in use, as errors of this file."""

@@ -164,6 +164,26 @@ class Logs(Model):
     """Old files kept beside it (`.log.1` is the youngest)."""
 
 
+# ---------------------------------------------------------------- the supervisor's own door
+
+
+class Control(Model):
+    """The control API over TCP, besides its Unix socket. Whoever has the token may do all that the
+    command line can."""
+
+    host: NextUp[Host] = "127.0.0.1"
+    """Address to listen on."""
+    port: NextUp[Port] = 21000
+    """Port to listen on."""
+    token_file: NextUp[str]
+    """File (relative to this file) with the token: 16 characters or more, and nobody else may read
+    it. Requests bear it as `Authorization: Bearer TOKEN`. Read when the supervisor starts."""
+    tls_cert: NextUp[str | None] = None
+    """Certificate chain in PEM (relative to this file), for https; `tls_key` belongs to it."""
+    tls_key: NextUp[str | None] = None
+    """Its private key in PEM, without a password."""
+
+
 # ---------------------------------------------------------------- what every service has
 
 
@@ -689,6 +709,8 @@ class Cluster(Model):
     """Apply this file whenever it is saved; false: only on `llm-supervisor reload` or SIGHUP."""
     logs: Live[Logs] = Logs()
     """How output is kept."""
+    control: NextUp[Control | None] = None
+    """The control API over TCP; left out, it is on its Unix socket only."""
     run_dir: NextUp[str | None] = None
     """Folder (relative to this file) of the control socket and state."""
     log_dir: NextUp[str | None] = None

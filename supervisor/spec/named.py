@@ -15,6 +15,7 @@ from supervisor.spec.model import Cluster
 from supervisor.spec.paths import resolve
 from supervisor.spec.problems import Path as Place
 from supervisor.spec.problems import Problem, SpecError
+from supervisor.spec.token import BadToken, read_token
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 Read = Callable[[Path], str]
@@ -28,6 +29,7 @@ def named_files(cluster: Cluster, base: Path) -> list[Path]:
     """Every file that ``with_named_files`` reads, and those that workers read when they start."""
     names = [getattr(one, "env_file", None) for _, one in _entries(cluster)]
     names += [cluster.api_server.api_keys_file] if cluster.api_server else []
+    names += [cluster.control.token_file] if cluster.control else []
     names += [getattr(one, "model_info_file", None) for one in cluster.workers.values()]
     return list(dict.fromkeys(resolve(base, name) for name in names if name is not None))
 
@@ -57,6 +59,11 @@ def with_named_files(
             problems.append(document.problem(("api_server", "api_keys_file"), str(error)))
         else:
             updates.setdefault(("api_server",), {})["api_keys"] = (*server.api_keys, *keys)
+    if (control := cluster.control) is not None:
+        try:
+            read_token(resolve(base, control.token_file))
+        except BadToken as error:
+            problems.append(document.problem(("control", "token_file"), str(error)))
     return _updated(cluster, updates), problems
 
 

@@ -18,7 +18,7 @@ from typing import IO
 import pytest
 
 from supervisor.runtime import logwriter
-from supervisor.runtime.logs import InstanceLogs, follow, last_words, tail
+from supervisor.runtime.logs import InstanceLogs, follow, last_words, recent
 
 DEADLINE = 60  # seconds; a test that waits longer than that for anything has failed
 MIB = 1024 * 1024
@@ -172,7 +172,14 @@ def content(log: Path) -> bytes:
 
 async def ends_with(log: Path, line: bytes) -> None:
     """Wait for that last line; the log may be rotated meanwhile."""
-    await until(lambda: tail(log, 1) == [line.decode()])
+    await until(lambda: content(log).splitlines()[-1:] == [line])
+
+
+def tail(log: Path, lines: int) -> list[str]:
+    async def story() -> list[str]:
+        return [line async for line in recent(log, lines)]
+
+    return asyncio.run(story())
 
 
 def unread(fifo: Path) -> int:
@@ -325,7 +332,7 @@ def test_a_rotation_that_a_kill_has_interrupted_loses_nothing(tmp_path: Path) ->
 
     async def story() -> None:
         async with instance_logs(tmp_path) as logs:
-            assert tail(log, 9) == ["1", "2"]
+            assert [line async for line in recent(log, 9)] == ["1", "2"]
             say(logs, "x", b"3\n4\n", max_bytes=2)
 
     asyncio.run(story())
@@ -369,7 +376,7 @@ def test_a_mark_is_not_glued_to_the_unfinished_line_of_a_crashed_process(tmp_pat
             logs.mark("x", "exited by signal 11\nand more")
 
     asyncio.run(story())
-    first, second = tail(tmp_path / "logs" / "x.log", 9)
+    first, second = last_words(tmp_path / "logs" / "x.log", 9)
     assert first == "Segmentation fau"
     assert re.fullmatch(
         r"=== \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d "
@@ -438,7 +445,7 @@ def running(children: list[subprocess.Popen[bytes]]) -> bool:
 
 async def a_log_has_grown(logs: InstanceLogs, children: list[subprocess.Popen[bytes]]) -> None:
     def ends() -> list[list[str]]:
-        return [tail(logs.path(name), 1) for name in ("a", "b")]
+        return [last_words(logs.path(name), 1) for name in ("a", "b")]
 
     before = ends()
     await until(lambda: ends() != before or not running(children))
@@ -571,7 +578,7 @@ def test_the_next_supervisor_takes_over_amid_the_flood(tmp_path: Path) -> None:
     argv = python(COUNT, "n", 200_000, 60)
 
     async def story(helper: Helper) -> None:
-        await until(lambda: tail(helper.log, 1))
+        await until(lambda: content(helper.log))
         helper.kill()
         async with instance_logs(tmp_path) as logs:
             assert logs.names == {"tiny-owl-0"}
