@@ -93,8 +93,8 @@ lines, logs, `status` and `plan`, nor in error messages. Hand tokens of other pr
 
 **Doors.** Everything listens on 127.0.0.1 unless the file says otherwise. Where a controller, a
 worker, an API server without keys, or `control` without TLS can be reached from other machines,
-`validate`, `up` and a reload warn, with the place in the file: FastChat's controller and workers ask
-nobody for a password.
+`validate`, `up` and a reload warn, with the place in the file: FastChat's controller and workers
+ask nobody for a password.
 
 **Changes.** The file is applied whenever it is saved. "On change" says what a changed value does
 to what runs: *nothing*; *live*: the instance goes on, and is supervised by the new value;

@@ -204,8 +204,7 @@ class Door:
                 self._greetings.add(task)
                 task.add_done_callback(self._greetings.discard)
             else:
-                _turn_away(connection, plain=self._tls is None)
-                await asyncio.sleep(0.01)  # who knocks without end must not keep us busy
+                await _turn_away(connection, plain=self._tls is None)
 
     def _makes_room(self) -> bool:
         if len(self._visits) < self._limits.connections:
@@ -333,14 +332,23 @@ def tcp_listener(host: str, port: int) -> socket.socket:
 
 
 _BACKLOG = 128
-_FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_FULL_BODY = b'{"error": "too many connections at a time; try again in a moment"}'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_FULL_BODY), _FULL_BODY)
+)
 
 
-def _turn_away(connection: socket.socket, *, plain: bool) -> None:
-    with contextlib.suppress(OSError), connection:
+async def _turn_away(connection: socket.socket, *, plain: bool) -> None:
+    """Takes a moment in any case: who knocks without end must not keep us busy."""
+    loop = asyncio.get_running_loop()
+    with connection, contextlib.suppress(OSError, TimeoutError):
+        connection.setblocking(False)
+        async with asyncio.timeout(0.02):
+            await loop.sock_recv(connection, 65536)  # left unread, it would take our answer along
         if plain:
-            connection.setblocking(False)
             connection.send(_FULL)
+    await asyncio.sleep(0.01)
 
 
 async def _say_nothing_of_us(request: web.Request, response: web.StreamResponse) -> None:

@@ -49,11 +49,8 @@ def _check(path: Path, found: os.stat_result) -> None:
 
 
 def _token(path: Path, raw: bytes) -> str:
-    try:
-        token = raw.decode("ascii").strip()
-    except UnicodeDecodeError:
-        token = ""
-    if len(raw) > _LARGEST or not token.isprintable() or " " in token:
+    token = raw.decode(errors="replace").strip()
+    if len(raw) > _LARGEST or not (token.isascii() and token.isprintable()) or " " in token:
         text = f"{path} holds no token: it is one word of printable ASCII"
         raise BadToken(f"{text}; make one with {_recipe(path)}")
     if len(token) < SHORTEST:
