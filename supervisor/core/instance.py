@@ -84,7 +84,7 @@ class InstanceSpec:
     role: Role
     kind: str
     argv: tuple[str, ...]
-    env: tuple[tuple[str, str], ...]
+    env: tuple[tuple[str, str], ...] = field(repr=False)  # tokens are handed over in it
     cwd: str
     address: str | None
     port: int | None

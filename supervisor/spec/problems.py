@@ -22,7 +22,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        text = f"{self.path}: {self.message}" if self.path else self.message
+        return f"{place}: {_printable(text)}"
 
 
 class SpecError(Exception):
@@ -35,6 +36,11 @@ class SpecError(Exception):
         self.named = tuple(named)
         self.problems = tuple(sorted(set(problems)))
         super().__init__("\n".join(map(str, self.problems)))
+
+
+def _printable(text: str) -> str:
+    """A key or value of the file must not speak to the terminal, nor begin a line of its own."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def dotted(path: Path) -> str:

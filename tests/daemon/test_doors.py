@@ -1,4 +1,4 @@
-"""A door lets in who may, as many as it can bear, and nobody for ever. Real sockets, small limits."""
+"""A door lets in who may, as many as it can bear, nobody for ever. Real sockets, small limits."""
 
 from __future__ import annotations
 
@@ -378,7 +378,7 @@ def test_a_dribble_of_headers_is_no_progress(tmp_path: Path) -> None:
         b"GET /hello HTTP/1.1\r\nA" + b"x" * 100_000 + b": y\r\n\r\n",
         b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n",
         b"GET /hello HTTP/1.1\r\n" + b"A: b\r\n" * 10_000 + b"\r\n",
-        b"POST /take HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /take HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST /take HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
         b"\0" * 1000,
     ],

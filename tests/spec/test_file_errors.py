@@ -501,3 +501,8 @@ def test_what_is_no_readable_file(write: Writer) -> None:
         with pytest.raises(SpecError) as caught:
             load(write.folder / name, {})
         assert str(caught.value) == f"{write.folder / name}: {message}"
+
+
+def test_an_error_does_not_speak_to_the_terminal(write: Writer) -> None:
+    (error,) = write.errors('workers: {"a\\e[2J\\nb": {model_path: x}}')
+    assert error.startswith("1:11: workers.a\\x1b[2J\\nb: a name has letters, digits")

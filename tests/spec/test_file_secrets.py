@@ -82,7 +82,10 @@ def test_a_loaded_file_hides_its_secrets_and_hands_them_over(write: Writer) -> N
     )
     for shown in (repr(file), str(file), repr(file.cluster), str(file.document)):
         assert "never-to-be-seen" not in shown
-    server = expand(file, {"a-0": 9001}, {})["api_server"]
+    specs = expand(file, {"a-0": 9001}, {})
+    assert dict(specs["a-0"].env)["HF_TOKEN"] == "hf-never-to-be-seen"
+    assert "never-to-be-seen" not in repr(specs)  # a message about one may end in a log
+    server = specs["api_server"]
     assert SECRET not in repr(server)  # so neither in its command line nor in its environment
     assert server.secret_input == (
         f'{{"api_keys": ["{SECRET}", "{SECRET}-1", "{SECRET}-2"]}}'.encode()
