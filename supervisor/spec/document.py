@@ -22,6 +22,10 @@ _MERGE = _TAG + "merge"
 _OUR_TYPES = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
 _MAX_VALUES = 50_000
 """Anchors can multiply a small file into gigabytes; no real cluster comes near this."""
+_LONGEST_NUMBER = 1000
+"""Characters of what is no text: to read `1:59:59:...` takes the square of its length."""
+_ENOUGH = 1000
+"""Nobody reads more errors than these."""
 _MAX_DEPTH = 50
 """PyYAML composes by recursion in C, which ends the process when the stack is full."""
 _HINTS = {
@@ -248,6 +252,9 @@ class _Builder:
         if tag not in _OUR_TYPES:
             self._problem(node, path, "has a YAML tag that has no meaning here; remove it")
             return None
+        if tag != _TAG + "str" and len(value) > _LONGEST_NUMBER:
+            self._problem(node, path, f"cannot read this as {tag.removeprefix(_TAG)}; quote it")
+            return None
         try:
             made = self._scalars.construct_object(yaml.ScalarNode(tag, value), deep=True)
         except (yaml.YAMLError, ValueError, LookupError):
@@ -283,6 +290,8 @@ class _Builder:
         self, node: yaml.Node, path: Path, message: str, *, readable: bool = False
     ) -> None:
         """Unless ``readable``, the value at ``path`` is not checked any further."""
+        if len(self._document.problems) >= _ENOUGH:
+            return
         line, column = _position(node)
         problem = Problem(self._document.file, line, column, dotted(path), message)
         self._document.problems.append(problem)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_LONGEST = 100
+"""Characters of a duration or size."""
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -24,7 +26,8 @@ def parse_duration(value: Any) -> Any:
     """``90``, ``"90s"``, ``"1m30s"`` -> seconds; anything else goes on to pydantic as it is."""
     if not isinstance(value, str):
         return no_truth_value(value)
-    parts = list(_DURATION.finditer(value.strip()))
+    # To look for the units in a long row of digits takes the square of its length.
+    parts = list(_DURATION.finditer(value.strip())) if len(value) <= _LONGEST else []
     if not parts or "".join(p.group() for p in parts).replace(" ", "") != value.replace(" ", ""):
         raise ValueError("not a duration; write seconds or a text like 500ms, 30s, 5m, 1h")
     return sum(float(p.group(1)) * _SECONDS[p.group(2)] for p in parts)
@@ -34,7 +37,7 @@ def parse_size(value: Any) -> Any:
     """``1048576``, ``"10MiB"``, ``"1GB"`` -> bytes (``Ki`` is 1024, ``K`` is 1000)."""
     if not isinstance(value, str):
         return no_truth_value(value)
-    match = _SIZE.fullmatch(value.strip())
+    match = _SIZE.fullmatch(value.strip()) if len(value) <= _LONGEST else None
     if match is None or len(match.group(1)) > 15:
         raise ValueError("not a size; write bytes or a text like 500KiB, 10MiB, 1GiB")
     unit = (match.group(2) or "").lower()

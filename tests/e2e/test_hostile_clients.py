@@ -238,10 +238,9 @@ def asking(name: str) -> Iterator[bytes]:
                 target = f"{route.path}?service={one}&timeout=0.01"
             else:
                 continue
-            yield f"{route.method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+            yield f"{route.method} {target} HTTP/1.1\r\n{_CLOSE}\r\n".encode()
     if not (set(name) & set("\r\n\0 ")):
-        raw = name.encode()
-        yield b"GET /v1/services/" + raw + b"/logs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        yield f"GET /v1/services/{name}/logs HTTP/1.1\r\n{_CLOSE}\r\n".encode()
     for verb in ("add", "remove", "set", "unset"):
         edit = {"verb": verb, "name": name, "fields": {}, "keys": []}
         if verb == "unset":
@@ -249,8 +248,11 @@ def asking(name: str) -> Iterator[bytes]:
         elif verb != "remove":
             edit["fields"] = {"model_path": "x"}
         body = json.dumps({"edits": [edit]}).encode()
-        head = f"POST /v1/edit HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-        yield head.encode() + b"Connection: close\r\n\r\n" + body
+        head = f"POST /v1/edit HTTP/1.1\r\n{_CLOSE}Content-Length: {len(body)}\r\n\r\n"
+        yield head.encode() + body
+
+
+_CLOSE = "Host: x\r\nConnection: close\r\n"
 
 
 def test_no_name_leads_anywhere_over_the_api(cluster: Cluster) -> None:
