@@ -629,7 +629,6 @@ class Api:
         if file.cluster.control is not None:
             self._opening = asyncio.create_task(self._open_tcp(file.cluster.control, file.base))
 
-
     async def close(self) -> None:
         if self._opening is not None:
             self._opening.cancel()

@@ -333,7 +333,7 @@ def tcp_listener(host: str, port: int) -> socket.socket:
 
 
 _BACKLOG = 1024
-"""A crowd of silent ones passes through it faster than anybody can ask."""
+"""As many as of the Unix socket (``runtime/rundir.py``)."""
 _FULL_BODY = b'{"error": "too many connections at a time; try again in a moment"}'
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"

@@ -21,7 +21,8 @@ from socket import socket as Socket
 _SOCKET_PATH_MAX = 107
 """Bytes of a Unix socket's path, without the final NUL (sun_path in unix(7))."""
 
-_BACKLOG = 128
+_BACKLOG = 1024
+"""A crowd of silent clients passes through it faster than anybody can ask."""
 _STATE_MAX = 256 * 1024 * 1024
 """Bytes; a file that is larger was not written by us."""
 _TMP = Path("/tmp")

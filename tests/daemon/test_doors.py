@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from certificates import make_certificate
 
-from supervisor.daemon.doors import Bucket, Door, Limits, bears, read_within, unix_listener
+from supervisor.daemon.doors import Bucket, Door, Limits, bears, read_within
 from supervisor.spec.checks import tls_context
 
 TOKEN = "0123456789abcdef"
@@ -51,6 +51,13 @@ class House:
             return await reader.read()
         finally:
             writer.close()
+
+
+def listening(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1000)
+    return listener
 
 
 def visit(
@@ -98,7 +105,7 @@ def visit(
         door = Door(routes, largest=1000, token=token, tls=tls, limits=limits or Limits())
         house = House(folder, door)
         houses.append(house)
-        await door.open(unix_listener(house.path))
+        await door.listen(listening(house.path))
         try:
             await story(house)
         finally:
@@ -110,10 +117,19 @@ def visit(
 # ---------------------------------------------------------------- who may come in
 
 
-def test_the_socket_is_for_its_owner_only(tmp_path: Path) -> None:
+def test_another_socket_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """As when somebody has cleaned /tmp; who is inside already stays."""
+
     async def story(house: House) -> None:
-        assert house.path.stat().st_mode & 0o777 == 0o600
+        reader, writer = await house.connect()
+        house.path = tmp_path / "another"
+        await house.door.listen(listening(house.path))
         assert (await house.ask()).endswith(b"hello")
+        writer.write(GET)
+        assert b"200 OK" in await reader.readline()
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_unix_connection(str(tmp_path / "door"))
 
     visit(tmp_path, story)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import make_certificate
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.plan import Action, plan
@@ -176,6 +178,12 @@ SAMPLES: dict[str, Sample] = {
     "Cluster.port_range": Sample("30000-30099", "31000-31099"),
     "Cluster.watch": to(False),
     "Cluster.logs": to({"keep": 7}),
+    "Cluster.control": to({"token_file": "token"}),
+    "Control.host": to("127.0.0.2"),
+    "Control.port": to(20999),
+    "Control.token_file": Sample("token", "token.2"),
+    "Control.tls_cert": Sample("tls.crt", "tls.2.crt"),
+    "Control.tls_key": Sample("tls.key", "tls.2.key"),
     "Cluster.run_dir": to("run-elsewhere"),
     "Cluster.log_dir": to("logs-elsewhere"),
 }  # fmt: skip
@@ -219,7 +227,11 @@ KINDS: dict[str, Values] = {
     "mlx_worker": {"model_path": "owner/one"},
     "huggingface_api_worker": {"model_info_file": "one.json"},
 }
-NEEDED: dict[type[spec.Model], Values] = {spec.Gptq: {"wbits": 4}, spec.Awq: {"wbits": 4}}
+NEEDED: dict[type[spec.Model], Values] = {
+    spec.Gptq: {"wbits": 4},
+    spec.Awq: {"wbits": 4},
+    spec.Control: {"token_file": "token", "tls_cert": "tls.crt", "tls_key": "tls.key"},
+}
 
 
 def base(kind: str = "model_worker") -> Values:
@@ -348,14 +360,25 @@ class Outcome:
         return next(one for one in self.view.changes if one.instance == slot)
 
 
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: tuple[Path, Path]) -> World:
     monkeypatch.setattr(preparing, "why_taken", lambda host, port: None)
     (tmp_path / "keys").write_text("sk-of-file\n")
     (tmp_path / "one.json").write_text('{"one": {"model_names": ["one"]}}')
     (tmp_path / "two.json").write_text('{"two": {"model_names": ["two"]}}')
     (tmp_path / "one.env").write_text("A_NAME=one\n")
     (tmp_path / "two.env").write_text("A_NAME=two\n")
+    for name in ("token", "token.2"):
+        (tmp_path / name).write_text("0123456789abcdef")
+        (tmp_path / name).chmod(0o600)
+    for name in ("tls", "tls.2"):
+        for file in certificate:
+            shutil.copy(file, tmp_path / f"{name}{file.suffix}")
     (tmp_path / "sub").mkdir()
     return World(tmp_path)
 
@@ -651,7 +674,7 @@ def test_the_kind_of_all_workers_changes(world: World) -> None:
     assert cause(outcome, "w-0") == ["workers.w.kind"]
 
 
-def test_only_the_folders_wait_for_the_next_up(world: World) -> None:
+def test_only_the_folders_and_the_door_wait_for_the_next_up(world: World) -> None:
     values = base()
     for name in spec.Cluster.model_fields:
         sample = sample_of(spec.Cluster, name)
@@ -662,7 +685,7 @@ def test_only_the_folders_wait_for_the_next_up(world: World) -> None:
             put(copy.deepcopy(values), (), name, sample.after),
         )
         told = [".".join(map(str, one.path)) for one in at_next_up(outcome.old, outcome.new)]
-        assert told == ([name] if name in ("run_dir", "log_dir") else [])
+        assert told == ([name] if name in ("run_dir", "log_dir", "control") else [])
 
 
 def test_one_replica_more_leaves_the_others_alone_unless_they_share_gpus(world: World) -> None:

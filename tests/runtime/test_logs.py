@@ -758,11 +758,11 @@ def test_follow_begins_with_the_tail_and_waits_for_the_end_of_a_line(tmp_path: P
     write_files(log, "1\n2\n", "3\nun")
 
     async def story() -> list[str]:
-        following = asyncio.create_task(first_lines(log, 2, 3))
-        await asyncio.sleep(0)
-        with log.open("a") as file:
-            file.write("finished\n4\n")
-        return await following
+        async with asyncio.timeout(DEADLINE), contextlib.aclosing(follow(log, 2)) as lines:
+            first = await anext(lines)
+            with log.open("a") as file:
+                file.write("finished\n4\n")
+            return [first, await anext(lines), await anext(lines)]
 
     # "un" counts as the last line when the two are chosen.
     assert asyncio.run(story()) == ["3", "unfinished", "4"]
