@@ -120,7 +120,8 @@ class RunDir:
         self.check_length()
         self._create()
         with self._explained("use"):
-            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            lock = os.open(self.path / "lock", flags, 0o600)
             try:
                 fcntl.fcntl(lock, fcntl.F_OFD_SETLK, _write_lock())
             except (BlockingIOError, PermissionError):  # POSIX leaves the choice
@@ -182,7 +183,9 @@ class RunDir:
         """Written whole or not at all. Raises RunDirError."""
         new = self.path / "ports.json.new"
         with self._explained("write in"):
-            new.write_text(json.dumps(dict(ports), indent=1), "utf-8")
+            new.unlink(missing_ok=True)  # whatever it is: a link would lead elsewhere
+            with new.open("x", encoding="utf-8") as stream:
+                stream.write(json.dumps(dict(ports), indent=1))
             os.replace(new, self.path / "ports.json")
 
     # ------------------------------------------------------------ state, for whoever comes after us
@@ -243,6 +246,8 @@ class RunDir:
             with contextlib.suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
             _check(self.path)
+            _check_way(self.path)
+            _check_content(self.path)
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -277,6 +282,41 @@ def _check(path: Path) -> None:
             f"and so take over the supervisor; `chmod go-w {path}`, or name another one "
             "with --run-dir"
         )
+
+
+def _check_way(path: Path) -> None:
+    """Nobody else can put another directory in its place after it has been looked at.
+
+    In a folder that everybody can write in, such as /tmp, who has made a folder or a link can swap
+    what is below it; and without the sticky bit, everybody can. So on the way there, also where
+    links lead, what lies in such a folder has to be ours or root's.
+    """
+    for way in dict.fromkeys((path, Path(os.path.realpath(path)))):
+        for place in (way, *way.parents):
+            above = os.stat(place.parent)
+            if place == place.parent or not above.st_mode & stat.S_IWOTH:
+                continue
+            owner = os.lstat(place).st_uid
+            if above.st_mode & stat.S_ISVTX and owner in (os.geteuid(), 0):
+                continue
+            whose = f"{place} on the way there is user {owner}'s"
+            if not above.st_mode & stat.S_ISVTX:
+                whose = f"everybody may rename what is in {place.parent}"
+            raise RunDirError(
+                f"somebody else can put another directory in the place of the run directory "
+                f"{path}: {whose}; name another one with --run-dir"
+            )
+
+
+def _check_content(path: Path) -> None:
+    """Nobody has put anything there while others could: a link, a pipe, a state of their own."""
+    for name in os.listdir(path):
+        owner = os.lstat(path / name).st_uid
+        if owner not in (os.geteuid(), 0):
+            raise RunDirError(
+                f"{path / name} belongs to user {owner}, who has no business in your run "
+                "directory; remove it, or name another one with --run-dir"
+            )
 
 
 def _write_lock() -> bytes:

@@ -185,3 +185,77 @@ def test_without_a_runtime_folder_one_that_runs_with_it_is_looked_for(tmp_path):
     )
     assert with_it[0] != without[0]
     assert set(with_it) == set(without)
+
+
+# ---------------------------------------------------------------- with the eyes of an attacker
+
+STRANGER = 12345
+
+
+def test_a_folder_that_everybody_may_rename_in_is_no_place(tmp_path):
+    """Between the check and the socket somebody puts another directory in its place."""
+    (tmp_path / "shared").mkdir()
+    os.chmod(tmp_path / "shared", 0o777)
+    with pytest.raises(RunDirError, match=r"everybody may rename what is in .*/shared"):
+        RunDir(tmp_path / "shared" / "deep" / "run").claim()
+    os.chmod(tmp_path / "shared", 0o1777)  # as /tmp
+    place = RunDir(tmp_path / "shared" / "deep" / "run")
+    place.claim()
+    place.release()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+def test_a_folder_in_tmp_that_somebody_else_has_made_is_no_place(tmp_path):
+    """XDG_RUNTIME_DIR=/tmp, and somebody was there first."""
+    (tmp_path / "tmp" / "llm-supervisor").mkdir(parents=True)
+    os.chmod(tmp_path / "tmp", 0o1777)
+    os.chown(tmp_path / "tmp" / "llm-supervisor", STRANGER, STRANGER)
+    with pytest.raises(RunDirError, match="llm-supervisor on the way there is user 12345's"):
+        RunDir(tmp_path / "tmp" / "llm-supervisor" / "run").claim()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to somebody else")
+def test_a_link_in_tmp_that_somebody_else_has_made_is_no_way(tmp_path):
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "good").mkdir()
+    os.chmod(tmp_path / "tmp", 0o1777)
+    (tmp_path / "tmp" / "link").symlink_to(tmp_path / "good")
+    os.lchown(tmp_path / "tmp" / "link", STRANGER, STRANGER)
+    with pytest.raises(RunDirError, match="link on the way there is user 12345's"):
+        RunDir(tmp_path / "tmp" / "link" / "run").claim()
+
+
+def test_a_link_of_ours_may_not_lead_into_the_open(tmp_path):
+    (tmp_path / "open").mkdir()
+    os.chmod(tmp_path / "open", 0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "open")
+    with pytest.raises(RunDirError, match=r"everybody may rename what is in .*/link"):
+        RunDir(tmp_path / "link" / "run").claim()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+@pytest.mark.parametrize("name", ["out", "state.json", "ports.json", "control.sock", "anything"])
+def test_what_somebody_else_has_put_there_is_not_used(tmp_path, name):
+    (tmp_path / "run").mkdir(mode=0o700)
+    (tmp_path / "run" / name).touch()
+    os.lchown(tmp_path / "run" / name, STRANGER, STRANGER)
+    with pytest.raises(RunDirError, match=f"{name} belongs to user 12345.*remove it"):
+        RunDir(tmp_path / "run").claim()
+
+
+def test_a_link_is_never_written_through(tmp_path):
+    (tmp_path / "run").mkdir(mode=0o700)
+    (tmp_path / "precious").write_text("precious")
+    for name in ("lock", "ports.json.new", "state.json.new"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(RunDirError, match=r"lock.*name another one with --run-dir"):
+        RunDir(tmp_path / "run").claim()
+    (tmp_path / "run" / "lock").unlink()
+    place = RunDir(tmp_path / "run")
+    place.claim()
+    place.remember_ports({"a-0": 21002})
+    place.write_state(b"{}")
+    place.release()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert place.remembered_ports() == {"a-0": 21002}
+    assert place.read_state() == b"{}"
