@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from ssl import SSLContext
@@ -26,6 +26,7 @@ from pydantic.json_schema import models_json_schema
 from supervisor import __version__
 from supervisor.core.cluster import ClusterState
 from supervisor.core.lifecycle import Stage, StartRequested, State, Status, StopRequested
+from supervisor.core.rollout import Progress
 from supervisor.daemon import views
 from supervisor.daemon.doors import (
     Door,
@@ -84,6 +85,8 @@ class Daemon:
     """Raises CannotUpgrade."""
     note: Callable[[], Awaitable[None]]
     """Returns when what was told is noted for a successor: a wish cannot be seen in what runs."""
+    progress_of: dict[frozenset[str], tuple[int, Progress]] = field(default_factory=dict)
+    """Of services, since which change: what many wait for is worked out once."""
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -177,7 +180,7 @@ async def get_settled(daemon: Daemon, request: web.Request) -> views.SettledView
     reconciler = daemon.reconciler
 
     def is_settled() -> bool:
-        progress = reconciler.progress(services)
+        progress = _progress(daemon, services)
         return bool(progress.failed) or not progress.under_way
 
     with contextlib.suppress(TimeoutError):
@@ -189,6 +192,16 @@ async def get_settled(daemon: Daemon, request: web.Request) -> views.SettledView
         under_way=progress.under_way,
         failed=progress.failed,
     )
+
+
+def _progress(daemon: Daemon, services: list[str]) -> Progress:
+    known, changes = daemon.progress_of, daemon.reconciler.changes
+    for old in [one for one, (since, _) in known.items() if since != changes]:
+        del known[old]
+    of = frozenset(services)
+    if of not in known:
+        known[of] = changes, daemon.reconciler.progress(services)
+    return known[of][1]
 
 
 async def post_start(daemon: Daemon, request: web.Request) -> views.AcceptedView:

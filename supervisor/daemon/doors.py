@@ -17,6 +17,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -151,6 +152,8 @@ class Door:
         """Let in whoever connects to ``listener``, ours from now on, and not to the one before."""
         if self._runner.server is None:
             await self._runner.setup()
+            assert self._runner.server is not None
+            self._runner.server.request_handler = _without_riddles(self._runner.server)
         await self._stop_listening()
         listener.setblocking(False)
         self._listener = listener
@@ -273,6 +276,19 @@ class Door:
             if "Allow" in error.headers:
                 answer.headers["Allow"] = error.headers["Allow"]
             return answer
+
+
+def _without_riddles(server: web.Server) -> Callable[[web.BaseRequest], Any]:
+    """aiohttp fails to quote a header that is no UTF-8 (Expect), before it asks the middleware."""
+    inner = server.request_handler
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await inner(request)
+        except UnicodeError:
+            return refused(400, "a header is no text", close=True)
+
+    return handle
 
 
 class TooMany(Exception):

@@ -181,6 +181,9 @@ class Reconciler:
         self._blocked: dict[str, list[str]] | None = None
         """Asked of every instance after every change by those who wait; None: work it out anew."""
         self._changed = asyncio.Event()
+        self._asking = asyncio.Lock()
+        self.changes = 0
+        """How often those who wait were told; as long as it stays, nothing has changed."""
 
     # ------------------------------------------------------------ what others may see and ask
 
@@ -274,8 +277,13 @@ class Reconciler:
 
     async def until(self, predicate: Callable[[], bool]) -> None:
         """Return when ``predicate`` holds; it is asked after every change, all messages done."""
-        while not (self._inbox.empty() and predicate()):
-            await self._changed.wait()
+        while True:
+            # One after the other, and others between them: many who wait must not keep us busy.
+            async with self._asking:
+                changed = self._changed
+                if self._inbox.empty() and predicate():
+                    return
+            await changed.wait()
 
     # ------------------------------------------------------------ one supervisor after another
 
@@ -654,6 +662,7 @@ class Reconciler:
         return all(status.state is State.STOPPED for status in self._statuses.values())
 
     def _tell_waiters(self) -> None:
+        self.changes += 1
         self._changed.set()
         self._changed = asyncio.Event()
 

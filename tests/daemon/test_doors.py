@@ -396,6 +396,7 @@ def test_a_dribble_of_headers_is_no_progress(tmp_path: Path) -> None:
         b"GET /hello HTTP/1.1\r\n" + b"A: b\r\n" * 10_000 + b"\r\n",
         b"POST /take HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST /take HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+        b"GET /none HTTP/1.1\r\nHost: x\r\nExpect: \xff\xfe\r\n\r\n",
         b"\0" * 1000,
     ],
 )
