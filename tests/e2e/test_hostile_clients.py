@@ -417,6 +417,7 @@ def test_random_requests(busy: Cluster, request: pytest.FixtureRequest) -> None:
             assert not status.startswith(b"50") or status == b"503", (round_, i, asked, answer)
             assert b"Traceback" not in answer
         assert complaints(busy) == [], (round_, asked)
-    assert (pid_of(busy), busy.instance("steady")["state"]) == (pid, "ready")
+    assert (pid_of(busy), busy.status()["cluster"]["pid"]) == (pid, pid)
+    assert busy.run("start", "steady").returncode == 0  # some of the requests were good ones
     assert memory(busy) < before + MEGABYTES
     until(lambda: descriptors(busy) <= opened + 5, "all descriptors are closed")
