@@ -3,9 +3,6 @@
 The process stays the same, and with it pid and children. What the new program must have goes over
 as open descriptors: locks, sockets, and one anonymous memory file that says what they are. It also
 holds the whole state, secrets included, which are nowhere else then.
-
-Run as a program (``python -m supervisor.daemon.upgrade``) it says by its exit status whether it
-could go on from the handover on its stdin.
 """
 
 from __future__ import annotations
@@ -73,7 +70,7 @@ async def try_program(handover: Handover, processes: Processes, environ: Mapping
     with _in_memory(handover) as memory, os.fdopen(os.memfd_create("trial"), "r+b") as output:
         try:
             code = await processes.call(
-                [sys.executable, "-m", "supervisor.daemon.upgrade"],
+                [sys.executable, "-m", "supervisor.daemon.trial"],
                 os.getcwd(),
                 environ,
                 _TRIAL_SECONDS,
@@ -114,23 +111,17 @@ def accept_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+def can_go_on_from(content: bytes) -> bool:
+    """Whether this program understands that handover."""
+    try:
+        state.read(_HANDOVER.validate_json(content).known)
+    except (ValidationError, state.Unusable):
+        return False
+    return True
+
+
 def _in_memory(handover: Handover) -> BinaryIO:
     memory = os.fdopen(os.memfd_create("llm-supervisor-handover"), "r+b")
     memory.write(_HANDOVER.dump_json(handover))
     memory.seek(0)
     return memory
-
-
-def main() -> None:
-    """A trial, by the program that is to take over."""
-    import supervisor.daemon.api
-    import supervisor.daemon.main  # noqa: F401  # all that a supervisor needs
-
-    try:
-        state.read(_HANDOVER.validate_json(sys.stdin.buffer.read()).known)
-    except (ValidationError, state.Unusable):
-        sys.exit("it cannot read the state of the program that runs; stop and start it instead")
-
-
-if __name__ == "__main__":
-    main()
