@@ -30,6 +30,11 @@ def is_absence(fault: Exception) -> bool:
 class Refused(Exception):
     """It answered, and the answer was no, or nonsense; the text says why in one line."""
 
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.code = code
+        """FastChat's (``fastchat.constants.ErrorCode``); 0: none."""
+
 
 class Client:
     """One for all services; connections are kept alive between calls. Times are seconds."""
@@ -143,4 +148,5 @@ class Client:
 def _raise_for(answer: dict[str, Any]) -> None:
     code = answer.get("error_code", 0)
     if code:
-        raise Refused(f"error {code}: {' '.join(str(answer.get('text', '')).split())[:200]}")
+        text = " ".join(str(answer.get("text", "")).split())[:200]
+        raise Refused(f"error {code}: {text}", code if type(code) is int else 0)

@@ -17,6 +17,10 @@ from supervisor.fastchat.client import Client
 from supervisor.fastchat.rotation import Rotation
 
 
+def nothing(_: str) -> None:
+    """There is no record of progress."""
+
+
 async def ask(reply: web.Response) -> Outcome:
     async def health(_: web.Request) -> web.Response:
         return reply
@@ -30,7 +34,7 @@ async def ask(reply: web.Response) -> Outcome:
     try:
         async with aiohttp.ClientSession() as session:
             client = Client(session)
-            asking = askers(client, Rotation(client, "http://127.0.0.1:9", expires=False))
+            asking = askers(client, Rotation(client, "http://127.0.0.1:9", expires=False), nothing)
             outcome, _ = await asking[Ask.HEALTH](spec, Question(Ask.HEALTH), DEADLINE)
             return outcome
     finally:

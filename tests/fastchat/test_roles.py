@@ -349,7 +349,7 @@ def test_a_worker_has_started_when_it_has_generated(tmp_path: Path) -> None:
     assert emb.startup.questions == (Question(Ask.EMBED),)
     assert emb.startup.deadline == 3600
     assert owl.liveness is not None
-    assert (owl.liveness.question.ask, owl.liveness.failures) == (Ask.STATUS, 10)
+    assert (owl.liveness.question.ask, owl.liveness.failures) == (Ask.STATUS, 3)
     assert owl.in_rotation
 
 
