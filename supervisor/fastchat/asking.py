@@ -99,9 +99,11 @@ def askers(client: Client, rotation: Rotation, look_at: LookAt) -> dict[Ask, Ask
         return Outcome.PASSED, "made an embedding"
 
     async def health(instance: InstanceSpec, _: Question, timeout: float) -> Answer:
-        answering = await client.health(_address(instance), timeout)
+        answering, status = await client.health(_address(instance), timeout)
         if answering not in (None, instance.name):  # they share a socket while one takes over
             return Outcome.UNASKED, f"{answering} answered in its place"
+        if status != 200:
+            return Outcome.FAILED, f"HTTP {status}: it answers nothing but errors"
         return Outcome.PASSED, "answers"
 
     return {

@@ -69,17 +69,17 @@ class Client:
 
     # ------------------------------------------------------------ API server
 
-    async def health(self, address: str, timeout: float) -> str | None:
-        """The instance that answers; None if it does not tell."""
+    async def health(self, address: str, timeout: float) -> tuple[str | None, int]:
+        """The instance that answers (None if it does not tell), and its HTTP status."""
         limit = aiohttp.ClientTimeout(total=timeout)
         # A connection of its own: one that is kept stays with the process that took it.
         headers = {"Connection": "close"}
         async with self._session.get(
             f"{address}/health", timeout=limit, headers=headers
         ) as response:
-            answer = await self._read(response)
+            answer = await self._json(response)
         instance = answer.get("instance")
-        return instance if isinstance(instance, str) else None
+        return (instance if isinstance(instance, str) else None), response.status
 
     # ------------------------------------------------------------ controller
 
@@ -134,10 +134,14 @@ class Client:
         async with self._session.post(url, json=body, timeout=limit) as response:
             return await self._read(response)
 
-    @staticmethod
-    async def _read(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    @classmethod
+    async def _read(cls, response: aiohttp.ClientResponse) -> dict[str, Any]:
         if response.status != 200:
             raise Refused(f"HTTP {response.status} {response.reason}")
+        return await cls._json(response)
+
+    @staticmethod
+    async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
         try:
             answer = await response.json(content_type=None)
         except ValueError:

@@ -57,8 +57,18 @@ def test_only_its_own_answer_is_evidence(reply, outcome):
     assert asyncio.run(story()) is outcome
 
 
-def test_a_server_that_answers_with_an_error_has_failed():
-    async def story():
-        return await ask(web.Response(status=500))
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("", Outcome.FAILED),
+        ('{"instance": "api_server.b"}', Outcome.FAILED),
+        ('{"instance": "api_server"}', Outcome.UNASKED),
+    ],
+)
+def test_a_server_that_answers_with_an_error_has_failed_if_it_is_the_one(text, outcome):
+    reply = web.Response(status=500, text=text)
 
-    assert asyncio.run(story()) is Outcome.FAILED
+    async def story():
+        return await ask(reply)
+
+    assert asyncio.run(story()) is outcome
