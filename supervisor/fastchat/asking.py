@@ -69,7 +69,7 @@ def askers(client: Client, rotation: Rotation, look_at: LookAt) -> dict[Ask, Ask
     async def one_token(instance: InstanceSpec, settings: Progress, doubt: str) -> Answer:
         if settings.question is None:
             return Outcome.UNASKED, f"{doubt}, and it is not known what it could be asked"
-        ask = embed if settings.question.ask is Ask.EMBED else generate
+        ask = embed if settings.question.ask is Ask.EMBED else generate_again
         try:
             _, answer = await ask(instance, settings.question, settings.stall_after + _MARGIN)
         except Refused as refused:
@@ -84,13 +84,16 @@ def askers(client: Client, rotation: Rotation, look_at: LookAt) -> dict[Ask, Ask
             raise
         return Outcome.PASSED, f"{doubt}, but it {answer}"
 
-    async def generate(instance: InstanceSpec, _: Question, timeout: float) -> Answer:
+    async def generate(instance: InstanceSpec, question: Question, timeout: float) -> Answer:
+        try:
+            return await generate_again(instance, question, timeout)
+        except Refused as refused:
+            hint = "if it only embeds, set probes.startup.fastchat: embed"
+            raise Refused(f"{refused}; {hint}", refused.code) from refused
+
+    async def generate_again(instance: InstanceSpec, _: Question, timeout: float) -> Answer:
         for model in _one_name_each(instance):
-            try:
-                await client.generate_one_token(_address(instance), model, timeout)
-            except Refused as refused:
-                hint = "if it only embeds, set probes.startup.fastchat: embed"
-                raise Refused(f"{refused}; {hint}", refused.code) from refused
+            await client.generate_one_token(_address(instance), model, timeout)
         return Outcome.PASSED, "generated a token"
 
     async def embed(instance: InstanceSpec, _: Question, timeout: float) -> Answer:

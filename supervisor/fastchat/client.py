@@ -152,5 +152,6 @@ class Client:
 def _raise_for(answer: dict[str, Any]) -> None:
     code = answer.get("error_code", 0)
     if code:
-        text = " ".join(str(answer.get("text", "")).split())[:200]
+        cause = str(answer.get("text", "")).rpartition("**")[2]  # after FastChat's banner
+        text = " ".join(cause.split())[:200]
         raise Refused(f"error {code}: {text}", code if type(code) is int else 0)

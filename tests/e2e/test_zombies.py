@@ -33,6 +33,7 @@ PROBES = f"""
     readiness: {{interval: 200ms, timeout: 500ms, failures: 2}}
     liveness: {{interval: 300ms, timeout: 700ms, failures: 3}}
     progress: {{interval: 200ms, stall_after: {STALL_AFTER}s, idle_after: {EVER}s}}
+  restart: {{backoff: 0s}}
 """
 
 GENERATED = '"POST /worker_generate HTTP'
@@ -113,7 +114,7 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
     folder = tmp_path_factory.mktemp("ward")
     orders = folder / "orders"
     env = f"env: {{PYTHONPATH: {ROOT}/tests/faults, FAULTS: {orders}}}\n"
-    quick = "{liveness: {interval: 300ms, timeout: 1s, failures: 3}}"
+    quick = "{liveness: {interval: 300ms, timeout: 1s, failures: 3}}, restart: {backoff: 0s}"
     text = demo_file(controller, api, more=env)
     text = text.replace("defaults: {", "defaults:\n  ").replace(
         ", conv_template", "\n  conv_template"
@@ -185,12 +186,24 @@ def test_so_is_one_in_the_middle_of_a_stream(ward: Ward) -> None:
 def test_with_all_its_slots_leaked_it_hangs(ward: Ward) -> None:
     """FastChat never releases the slot of a request that ends in an exception (#3328)."""
     before = ward.pid("tiny-fox-0")
-    ward.arm("tiny-fox-0", "generate", "leak")
-    for _ in range(5):
-        _quietly(lambda: ward.ask_worker("tiny-fox-0", "worker_generate_stream"))
-    ward.orders.unlink()  # nothing is wrong any more, but that nobody gets a turn
-    reason = ward.replaced("tiny-fox-0", before)
+    for leaks in (2, 2, 1):  # never three failures in a row, which would raise a doubt before
+        assert ward.ask_worker("tiny-fox-0", "worker_generate").json()["error_code"] == 0
+        ward.arm("tiny-fox-0", "generate", "leak")
+        for _ in range(leaks):
+            _quietly(lambda: ward.ask_worker("tiny-fox-0", "worker_generate_stream"))
+        ward.orders.unlink()
+    # Nothing is wrong any more, but that nobody gets a turn.
+    with meanwhile(lambda: ward.ask_worker("tiny-fox-0", "worker_generate")):
+        reason = ward.replaced("tiny-fox-0", before)
     assert reason.startswith("it hangs:")
+
+
+def test_exceptions_that_fastchat_does_not_catch_are_failures_too(ward: Ward) -> None:
+    before = ward.pid("tiny-fox-0")
+    ward.arm("tiny-fox-0", "generate", "leak")
+    for _ in range(3):
+        assert ward.ask_worker("tiny-fox-0", "worker_generate").status_code == 500
+    assert "HTTP 500" in ward.replaced("tiny-fox-0", before)
 
 
 def test_an_event_loop_that_stops_with_nothing_to_do_is_silent_for_too_long(ward: Ward) -> None:
@@ -271,7 +284,7 @@ def test_a_long_stream_with_pieces_in_between_is_no_hang(ward: Ward) -> None:
     before = ward.pid("tiny-fox-0")
     ward.arm("tiny-fox-0", "piece", f"sleep:{STALL_AFTER / 3}")
     answer = ward.ask_worker("tiny-fox-0", "worker_generate_stream", tokens=40)
-    assert answer.content.count(b"\0") > 15
+    assert answer.content.count(b"\0") > 12
     assert ward.cluster.instance("tiny-fox-0")["pid"] == before
 
 

@@ -29,13 +29,15 @@ class SelfCheck:
             await self.app(scope, receive, send)
             return
 
-        status = []
+        succeeds = False
 
         async def send_and_note(message):
+            nonlocal succeeds
             if message["type"] == "http.response.start":
-                status.append(message["status"])
-            # Each piece of a stream counts: its 200 may be an hour old.
-            self.answered(status[0])
+                succeeds = message["status"] < 400
+                self.answered(message["status"])
+            elif succeeds:  # each piece of a stream counts: its beginning may be an hour old
+                self.answered(200)
             await send(message)
 
         await self.app(scope, receive, send_and_note)

@@ -192,7 +192,7 @@ class Request:
             return f"HTTP {self.status}" if self.status >= 500 else ""
         code, text = code_and_text(self.last)
         if code:
-            return brief(f"error {code}: {text}") if code >= OWN_FAULT else ""
+            return f"error {code}: {brief(text)}" if code >= OWN_FAULT else ""
         return None if self.is_whole else ""
 
 
