@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from dataclasses import dataclass, fields
@@ -87,13 +88,21 @@ def _read(path: Path) -> Record | None:
     """None if it is missing, empty or nonsense: it is written by a process that may be ill."""
     for _ in range(_TRIES):
         try:
-            with open(path, "rb") as stream:
-                found = json.loads(stream.read(_LENGTH))
+            found = json.loads(_content(path))
             if found["n"] == found["end"]:
                 return _record(found)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
     return None
+
+
+def _content(path: Path) -> bytes:
+    """Whatever has been put there instead of a file, it is not waited for. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        return os.pread(descriptor, _LENGTH, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _record(found: dict[str, Any]) -> Record:
@@ -103,7 +112,7 @@ def _record(found: dict[str, Any]) -> Record:
     times = (record.began, record.progress, record.oldest or 0.0, record.success or 0.0)
     if not (
         all(type(one) is int for one in whole)
-        and all(isinstance(one, float | int) for one in times)
+        and all(isinstance(one, float | int) and math.isfinite(one) for one in times)
         and isinstance(record.error, str)
     ):
         raise TypeError
