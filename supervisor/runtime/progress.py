@@ -91,7 +91,7 @@ def _read(path: Path) -> Record | None:
             found = json.loads(_content(path))
             if found["n"] == found["end"]:
                 return _record(found)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             pass
     return None
 

@@ -117,6 +117,7 @@ def test_a_record_of_a_process_that_is_gone_is_none(
         json.dumps(fields(os.getpid(), success="yesterday")),
         json.dumps(fields(os.getpid(), error=None)),
         json.dumps(fields(os.getpid(), progress=float("nan"))),
+        json.dumps(fields(os.getpid(), progress=10**400)),
         json.dumps(fields(os.getpid()) | {"oldest": [1]}),
         "\0" * 1024,
         "[" * 5000,

@@ -213,8 +213,12 @@ def code_and_text(piece):
 
 
 def brief(text):
-    """In one line, short enough for a record, without FastChat's banner before the cause."""
-    return " ".join(str(text).rpartition("**")[2].split())[:120]
+    """In one line, without FastChat's banner before the cause, and short enough for a record.
+
+    In ASCII, too, since JSON makes twelve bytes of some letters.
+    """
+    line = " ".join(str(text).rpartition("**")[2].split())[:120]
+    return line.encode("ascii", "replace").decode()
 
 
 def note_pieces(notes):

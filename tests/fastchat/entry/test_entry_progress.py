@@ -177,8 +177,8 @@ def test_requests_in_flight_are_counted_until_they_end_or_are_cancelled(progress
 
 
 def test_a_record_has_always_the_same_length_and_two_equal_numbers(progress, notes):
-    for code in (0, 50001):
-        wide = {"text": "\u2620" * 5000, "error_code": code}
+    for letter in ("\U0001f600", "\x01", '"', "a"):
+        wide = {"text": letter * 5000, "error_code": 50001}
         record = ask(progress, notes, answering(start(), body(wide)))
         assert os.stat(notes.path).st_size == progress.LENGTH
         assert record["n"] == record["end"]
