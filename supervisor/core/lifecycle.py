@@ -60,7 +60,7 @@ class Check(StrEnum):
     PROGRESS = "progress"
 
 
-_LASTING_CHECKS = (Check.READINESS, Check.LIVENESS, Check.PROGRESS)
+LASTING_CHECKS = (Check.READINESS, Check.LIVENESS, Check.PROGRESS)
 """Those of an instance that has started."""
 
 
@@ -753,7 +753,7 @@ def _ready(status: Status, reason: str, at: _Moment) -> Step:
         status = replace(status, hopeless=0)  # it has answered; merely to run proves nothing
     elif status.streak:
         status = _with_timer(status, at.spec.restart.stable_after, at)  # see `on_probation`
-    return status, (StartProbes(status.run, _LASTING_CHECKS),)
+    return status, (StartProbes(status.run, LASTING_CHECKS),)
 
 
 def _begin_stop(

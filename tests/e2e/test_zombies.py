@@ -252,6 +252,19 @@ def test_it_is_out_of_rotation_before_it_is_replaced_and_the_other_replica_serve
         ward.replaced("tiny-owl-0", before)
 
 
+def test_who_takes_over_from_a_killed_supervisor_reads_the_same_record(ward: Ward) -> None:
+    before = ward.pid("tiny-fox-0")
+    ward.arm("tiny-fox-0", "generate", "deadlock")
+    assert ward.cluster.process is not None
+    with meanwhile(lambda: ward.ask_worker("tiny-fox-0", "worker_generate")):
+        until(lambda: "a fault is made" in ward.cluster.log("tiny-fox-0"), "it hangs")
+        ward.cluster.process.kill()
+        ward.cluster.process.wait()
+        ward.cluster.up()
+        reason = ward.replaced("tiny-fox-0", before)
+    assert reason.startswith("it hangs:")
+
+
 # ---------------------------------------------------------------- the API server
 
 
