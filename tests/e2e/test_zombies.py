@@ -54,6 +54,11 @@ class Ward:
         new.write_text(f"{place} {fault} {self.pid(name)}\n")
         new.replace(self.orders)
 
+    def struck(self, name: str) -> None:
+        """Wait until the fault that was armed last has been made."""
+        made = f"a fault is made: {self.orders.read_text().strip()}"
+        until(lambda: made in self.cluster.log(name), made)
+
     def pid(self, name: str) -> int:
         return int(self.cluster.instance(name)["pid"])
 
@@ -232,7 +237,7 @@ def test_what_is_frozen_at_work_is_replaced_too(ward: Ward) -> None:
     before = ward.pid("tiny-fox-0")
     ward.arm("tiny-fox-0", "piece", "sleep:0.2")
     with meanwhile(lambda: ward.ask_worker("tiny-fox-0", "worker_generate_stream", tokens=200)):
-        until(lambda: "a fault is made: piece" in ward.cluster.log("tiny-fox-0"), "it streams")
+        ward.struck("tiny-fox-0")
         os.kill(before, signal.SIGSTOP)
         ward.replaced("tiny-fox-0", before)
 
@@ -255,11 +260,9 @@ def test_it_is_out_of_rotation_before_it_is_replaced_and_the_other_replica_serve
 def test_who_takes_over_from_a_killed_supervisor_reads_the_same_record(ward: Ward) -> None:
     before = ward.pid("tiny-fox-0")
     ward.arm("tiny-fox-0", "generate", "deadlock")
-    assert ward.cluster.process is not None
     with meanwhile(lambda: ward.ask_worker("tiny-fox-0", "worker_generate")):
-        until(lambda: "a fault is made" in ward.cluster.log("tiny-fox-0"), "it hangs")
-        ward.cluster.process.kill()
-        ward.cluster.process.wait()
+        ward.struck("tiny-fox-0")
+        ward.cluster.kill_supervisor()
         ward.cluster.up()
         reason = ward.replaced("tiny-fox-0", before)
     assert reason.startswith("it hangs:")
