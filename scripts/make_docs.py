@@ -116,7 +116,12 @@ SECTIONS = {
     "services": "Command",
 }
 GROUPS = ("Gptq", "Awq", "Exllama", "Xft", "NamedModel")
-PROBES = {"startup": "StartupProbe", "readiness": "ReadinessProbe", "liveness": "LivenessProbe"}
+PROBES = {
+    "startup": "StartupProbe",
+    "readiness": "ReadinessProbe",
+    "liveness": "LivenessProbe",
+    "progress": "ProgressProbe",
+}
 
 
 def main() -> int:
@@ -180,7 +185,7 @@ def _tables(schema: Schema) -> Iterator[str]:
 
     yield _heading("`probes`", parts["Probes"]["description"])
     questions = set(parts["Question"]["properties"])
-    yield "Each of the three may have its own question; `ready` of a service has only that.\n"
+    yield "Each of the first three may have its own question; `ready` of a service has only that.\n"
     yield _table(parts["Question"])
     for name, model in PROBES.items():
         yield _heading(f"`probes.{name}`", parts[model]["description"], level=3)

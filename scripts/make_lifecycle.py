@@ -26,6 +26,7 @@ from supervisor.core.instance import (  # noqa: E402
     Ask,
     InstanceSpec,
     Probe,
+    Progress,
     Question,
     RestartPolicy,
     Role,
@@ -80,6 +81,7 @@ _WORKER = InstanceSpec(
     startup=Startup((_ASK,), interval=1.0, timeout=1.0, deadline=60.0),
     readiness=_PROBE,
     liveness=_PROBE,
+    progress=Progress(),
     restart=RestartPolicy(),
     stop_grace=10.0,
     in_rotation=True,
@@ -115,6 +117,8 @@ def events(status: Status) -> dict[str, Event]:
         found["exited: by a signal"] = Exited(run, None, "SIGKILL")
         for check in Check:
             for outcome in Outcome:
+                if outcome is Outcome.CONDEMNED and check is not Check.PROGRESS:
+                    continue
                 found[f"{check} {outcome}"] = Probed(run, check, outcome, "its answer")
     elif status.state in (State.STARTING, State.STOPPING):
         found["spawned"] = Spawned(run, 100 + run)
@@ -163,6 +167,7 @@ def _kind(status: Status) -> object:
         hopeless=min(status.hopeless, 3),
         misses=min(status.misses, 1),
         dead_misses=min(status.dead_misses, 1),
+        fruitless=min(status.fruitless, 1),
     )
 
 

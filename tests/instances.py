@@ -9,6 +9,7 @@ from supervisor.core.instance import (
     Ask,
     InstanceSpec,
     Probe,
+    Progress,
     Question,
     RestartPolicy,
     Role,
@@ -57,6 +58,7 @@ def worker(name: str = "vicuna-0", **fields: Any) -> InstanceSpec:
         "port": None,  # nobody is in anybody's way
         "depends_on": ("controller",),
         "startup": Startup((STATUS, GENERATE), interval=0.25, timeout=5.0, deadline=DEADLINE),
+        "progress": Progress(question=GENERATE),
         "in_rotation": True,
     }
     return instance(name, **(given | fields))

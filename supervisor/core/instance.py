@@ -25,6 +25,8 @@ class Ask(StrEnum):
     STATUS = "status"
     GENERATE = "generate"
     EMBED = "embed"
+    PROGRESS = "progress"
+    """Of a worker: whether it gets on with its work (``core/progress.py``)."""
     HEALTH = "health"
     """Of the API server: whether it is this very instance that answers at its address."""
 
@@ -59,6 +61,21 @@ class Startup:
     interval: float
     timeout: float
     deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a worker has to show for itself (``core/progress.py``). Times are seconds."""
+
+    enabled: bool = True
+    """Whether it is restarted for want of it. Also if not, work excuses a silence."""
+    interval: float = 5.0
+    stall_after: float = 120.0
+    idle_after: float = 300.0
+    failures: int = 2
+    """One-token answers in a row that fail before it counts as broken."""
+    question: Question | None = None
+    """How one token is asked for; None: it is not known to be able to answer any such question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +120,8 @@ class InstanceSpec:
     launch: str
     """Stands for all that its process was started with; another one needs another process. Names,
     addresses and ports that the supervisor chooses or can change while it runs are not in it."""
+    progress: Progress | None = None
+    """None: it keeps no record of it."""
     multimodal: bool = False
     listen: tuple[str, int] | None = None
     """Host and port of a socket that it is given: its successor gets the same one, so that nobody

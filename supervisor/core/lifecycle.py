@@ -25,6 +25,9 @@ from supervisor.core.restart import (
 
 INTERRUPT_GRACE = 5.0
 """Seconds between SIGINT and SIGKILL. A worker cuts its streams on SIGINT."""
+FAULT_GRACE = 5.0
+"""Seconds at most between SIGTERM and SIGINT for a worker that is at fault: the requests that its
+``stop_grace`` is for do not get on."""
 HURRIED_GRACE = 1.0
 """The same, for somebody who has asked twice."""
 KILL_GRACE = 10.0
@@ -54,12 +57,19 @@ class Check(StrEnum):
     STARTUP = "startup"
     READINESS = "readiness"
     LIVENESS = "liveness"
+    PROGRESS = "progress"
+
+
+LASTING_CHECKS = (Check.READINESS, Check.LIVENESS, Check.PROGRESS)
+"""Those of an instance that has started."""
 
 
 class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     UNASKED = "could not be asked"
+    CONDEMNED = "condemned"
+    """No further answer is needed: it does nothing any more."""
 
 
 class Stage(StrEnum):
@@ -104,6 +114,8 @@ class Status:
     """Readiness failures in a row."""
     dead_misses: int = 0
     """Liveness failures in a row."""
+    fruitless: int = 0
+    """Single tokens in a row that it was asked for, and could not generate."""
     in_rotation: bool = False
     """It gets requests, or is about to: told to enter, and not told to leave since."""
     asked_anew: bool = False
@@ -514,6 +526,8 @@ def _probed(status: Status, event: Probed, at: _Moment) -> Step:
             return _readiness_probed(status, passed, event.detail, at)
         case Check.LIVENESS:
             return _liveness_probed(status, passed, event.detail, at)
+        case Check.PROGRESS:
+            return _progress_probed(status, event.outcome, event.detail, at)
 
 
 def _startup_probed(status: Status, passed: bool, at: _Moment) -> Step:
@@ -556,6 +570,21 @@ def _liveness_probed(status: Status, passed: bool, detail: str, at: _Moment) -> 
     return _begin_stop(status, fault, at, fault=fault)
 
 
+def _progress_probed(status: Status, outcome: Outcome, detail: str, at: _Moment) -> Step:
+    progress = at.spec.progress
+    if status.state not in (State.READY, State.UNREADY) or progress is None or not progress.enabled:
+        return status, ()
+    fruitless = 0 if outcome is Outcome.PASSED else status.fruitless + 1
+    status = replace(_proven(status, at), fruitless=fruitless)
+    if outcome is Outcome.CONDEMNED:
+        fault = f"it hangs: {detail}"
+    elif fruitless >= progress.failures:
+        fault = f"asked for one token, it failed {_times(fruitless)}: {detail}"
+    else:
+        return status, ()
+    return _begin_stop(status, fault, at, fault=fault)
+
+
 def _entered_rotation(status: Status, event: EnteredRotation, at: _Moment) -> Step:
     if status.state in (State.STARTING, State.UNREADY) and status.in_rotation:
         return _ready(status, "it answered a prompt and is in rotation", at)
@@ -581,6 +610,7 @@ def _adjusted(status: Status, event: Adjusted, at: _Moment) -> Step:
     if status.state in (State.READY, State.UNREADY):
         checks += (Check.READINESS,) if spec.readiness != before.readiness else ()
         checks += (Check.LIVENESS,) if spec.liveness != before.liveness else ()
+        checks += (Check.PROGRESS,) if spec.progress != before.progress else ()
     elif status.state is State.STARTING and status.pid is not None and not status.in_rotation:
         checks += (Check.STARTUP,) if spec.startup and spec.startup != before.startup else ()
     effects: tuple[Effect, ...] = (StartProbes(status.run, checks),) if checks else ()
@@ -717,12 +747,13 @@ def _answered(status: Status, reason: str, at: _Moment) -> Step:
 
 def _ready(status: Status, reason: str, at: _Moment) -> Step:
     ready_at = status.ready_at or at.now
-    status = _move(status, State.READY, reason, at, ready_at=ready_at, misses=0, dead_misses=0)
+    status = _move(status, State.READY, reason, at, ready_at=ready_at)
+    status = replace(status, misses=0, dead_misses=0, fruitless=0)
     if at.spec.startup is not None:
         status = replace(status, hopeless=0)  # it has answered; merely to run proves nothing
     elif status.streak:
         status = _with_timer(status, at.spec.restart.stable_after, at)  # see `on_probation`
-    return status, (StartProbes(status.run, (Check.READINESS, Check.LIVENESS)),)
+    return status, (StartProbes(status.run, LASTING_CHECKS),)
 
 
 def _begin_stop(
@@ -744,6 +775,8 @@ def _terminate(status: Status, at: _Moment) -> Step:
     status = replace(status, stage=Stage.TERM)
     effects = (Signal(Stage.TERM),) if status.pid is not None else ()
     grace = at.spec.stop_grace
+    if at.spec.in_rotation and status.fault is not None:
+        grace = min(grace, FAULT_GRACE)
     if not at.spec.in_rotation and status.drain and status.fault is None:
         # A server of its own drains on SIGTERM: it accepts nobody, and goes on with its streams.
         grace = max(grace, at.spec.drain_timeout)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import (
+    LASTING_CHECKS,
     Check,
     Drain,
     Effect,
@@ -24,8 +25,6 @@ from supervisor.core.lifecycle import (
     Status,
     Timer,
 )
-
-_WHILE_UP = (Check.READINESS, Check.LIVENESS)
 
 
 def resume(status: Status, spec: InstanceSpec) -> tuple[tuple[Effect, ...], tuple[Event, ...]]:
@@ -48,10 +47,10 @@ def _effects(status: Status, spec: InstanceSpec) -> tuple[Effect, ...]:
             # It may be registered all the same: of what was last done there may be no note.
             return (LeaveRotation(),) if spec.in_rotation else ()
         case State.READY:
-            return (StartProbes(status.run, _WHILE_UP), *_rotation(status))
+            return (StartProbes(status.run, LASTING_CHECKS), *_rotation(status))
         case State.UNREADY:
             anew = (Check.STARTUP,) if status.asked_anew else ()
-            return (StartProbes(status.run, (*anew, *_WHILE_UP)), *_rotation(status))
+            return (StartProbes(status.run, (*anew, *LASTING_CHECKS)), *_rotation(status))
         case State.STOPPING if spec.in_rotation:
             drain = (Drain(status.run),) if status.stage is Stage.DRAIN else ()
             return (LeaveRotation(), *drain)

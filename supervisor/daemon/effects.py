@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from supervisor.core.diagnosis import CauseClass, Diagnosis, diagnose
@@ -35,6 +35,7 @@ from supervisor.runtime.logs import InstanceLogs, last_words
 from supervisor.runtime.oom import OomKills
 from supervisor.runtime.ports import who_holds
 from supervisor.runtime.processes import Processes
+from supervisor.runtime.progress import VARIABLE, ProgressRecords
 from supervisor.spec.model import Logs
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class LocalEffects:
         logs: InstanceLogs,
         log_settings: Logs,
         external_controller: str | None,
+        progress: ProgressRecords,
         *,
         deliver: Callable[[str, Event], None],
     ) -> None:
@@ -72,6 +74,7 @@ class LocalEffects:
         self._logs = logs
         self._log_settings = log_settings
         self._external_controller = external_controller
+        self._progress = progress
         self._deliver = deliver
         self._tasks: set[asyncio.Task[None]] = set()
         self._oom_kills = OomKills()
@@ -81,6 +84,9 @@ class LocalEffects:
 
     def spawn(self, spec: InstanceSpec, run: int) -> None:
         self._oom_kills.watch()
+        if spec.progress is not None:
+            record = (VARIABLE, str(self._progress.begin(spec.name)))
+            spec = replace(spec, env=(*spec.env, record))
         self._processes.spawn(spec, run, functools.partial(self._open_log, spec))
 
     def adopt(self, spec: InstanceSpec, status: Status) -> None:
@@ -143,6 +149,7 @@ class LocalEffects:
 
     def forget(self, spec: InstanceSpec) -> None:
         self._ended.pop(spec.name, None)
+        self._progress.forget(spec.name)
         self._logs.forget(spec.name)
 
     def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None:
@@ -245,7 +252,10 @@ class LocalEffects:
         client = Client(session)
         elsewhere = self._external_controller
         rotation = Rotation(client, elsewhere or "", expires=elsewhere is not None)
-        askers = {**common_askers(session, self._processes), **fastchat_askers(client, rotation)}
+        askers = {
+            **common_askers(session, self._processes),
+            **fastchat_askers(client, rotation, self._progress.look),
+        }
         prober = Prober(askers, self._deliver)
         self._closers = [prober.close, rotation.close, session.close]
         return _Http(client, rotation, prober)

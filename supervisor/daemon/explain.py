@@ -89,6 +89,8 @@ def _next_start(waiting_for: Sequence[str], blocked_by: Mapping[str, State]) -> 
 def _next(spec: InstanceSpec, status: Status, now: float) -> str:
     left = _duration(status.timer.at - now) if status.timer else ""
     silent = "" if spec.liveness is None else ", or stays silent for too long"
+    if spec.progress is not None and spec.progress.enabled:
+        silent += ", or gets no further with its work"
     match status.state:
         case State.STOPPED:
             return f"Next: nothing, until `llm-supervisor start {spec.service}`."

@@ -28,6 +28,7 @@ from supervisor.daemon.upgrade import CannotUpgrade, Handover
 from supervisor.runtime.descriptors import Complaint
 from supervisor.runtime.logs import InstanceLogs
 from supervisor.runtime.processes import Processes
+from supervisor.runtime.progress import ProgressRecords
 from supervisor.runtime.rundir import RunDir, RunDirError
 from supervisor.runtime.watch import FileWatch
 from supervisor.spec.load import ClusterFile
@@ -115,6 +116,7 @@ class _Running:
             self._logs,
             file.cluster.logs,
             file.cluster.controller.external if file.cluster.controller else None,
+            ProgressRecords(run_dir.path / "progress"),
             deliver=self._deliver,
         )
         self._keeper = Keeper(run_dir, lambda: self._reconciler.known)

@@ -30,6 +30,11 @@ def is_absence(fault: Exception) -> bool:
 class Refused(Exception):
     """It answered, and the answer was no, or nonsense; the text says why in one line."""
 
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.code = code
+        """FastChat's (``fastchat.constants.ErrorCode``); 0: none."""
+
 
 class Client:
     """One for all services; connections are kept alive between calls. Times are seconds."""
@@ -64,17 +69,17 @@ class Client:
 
     # ------------------------------------------------------------ API server
 
-    async def health(self, address: str, timeout: float) -> str | None:
-        """The instance that answers; None if it does not tell."""
+    async def health(self, address: str, timeout: float) -> tuple[str | None, int]:
+        """The instance that answers (None if it does not tell), and its HTTP status."""
         limit = aiohttp.ClientTimeout(total=timeout)
         # A connection of its own: one that is kept stays with the process that took it.
         headers = {"Connection": "close"}
         async with self._session.get(
             f"{address}/health", timeout=limit, headers=headers
         ) as response:
-            answer = await self._read(response)
+            answer = await self._json(response)
         instance = answer.get("instance")
-        return instance if isinstance(instance, str) else None
+        return (instance if isinstance(instance, str) else None), response.status
 
     # ------------------------------------------------------------ controller
 
@@ -129,10 +134,14 @@ class Client:
         async with self._session.post(url, json=body, timeout=limit) as response:
             return await self._read(response)
 
-    @staticmethod
-    async def _read(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    @classmethod
+    async def _read(cls, response: aiohttp.ClientResponse) -> dict[str, Any]:
         if response.status != 200:
             raise Refused(f"HTTP {response.status} {response.reason}")
+        return await cls._json(response)
+
+    @staticmethod
+    async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:
         try:
             answer = await response.json(content_type=None)
         except ValueError:
@@ -143,4 +152,6 @@ class Client:
 def _raise_for(answer: dict[str, Any]) -> None:
     code = answer.get("error_code", 0)
     if code:
-        raise Refused(f"error {code}: {' '.join(str(answer.get('text', '')).split())[:200]}")
+        cause = str(answer.get("text", "")).rpartition("**")[2]  # after FastChat's banner
+        text = " ".join(cause.split())[:200]
+        raise Refused(f"error {code}: {text}", code if type(code) is int else 0)

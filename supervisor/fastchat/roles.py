@@ -14,6 +14,7 @@ from supervisor.core.instance import (
     Ask,
     InstanceSpec,
     Probe,
+    Progress,
     Question,
     RestartPolicy,
     Role,
@@ -29,8 +30,8 @@ from supervisor.spec.problems import Path as Place
 ENTRY = Path(__file__).parent / "entry"
 """Start modules, run by path; what each may import is said in `entry/__init__.py`."""
 
-_QUICK_LIVENESS = {"timeout": 5.0, "failures": 3}
-"""A controller or API server answers in milliseconds; only workers may be silent for long."""
+_QUICK_LIVENESS = {"timeout": 5.0}
+"""A controller or API server answers in milliseconds."""
 
 _VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
@@ -375,6 +376,7 @@ class _Expansion:
                 questions[:1],
                 {} if role is Role.WORKER else _QUICK_LIVENESS,
             ),
+            progress=_progress(entry, questions) if isinstance(entry, spec.Worker) else None,
             restart=RestartPolicy(**entry.restart.model_dump()),
             stop_grace=entry.stop_grace,
             in_rotation=in_rotation,
@@ -504,6 +506,14 @@ def _startup(probe: spec.StartupProbe, default: tuple[Question, ...]) -> Startup
     if not questions:
         return None
     return Startup(questions, probe.interval, probe.timeout, probe.deadline)
+
+
+def _progress(worker: spec.Worker, questions: tuple[Question, ...]) -> Progress:
+    """The question that a start ends with is known to be one that the worker can answer."""
+    startup = _startup(worker.probes.startup, questions)
+    asked = startup.questions[-1] if startup else None
+    answerable = asked if asked and asked.ask in (Ask.GENERATE, Ask.EMBED) else None
+    return Progress(**worker.probes.progress.model_dump(), question=answerable)
 
 
 def _probe(

@@ -69,6 +69,12 @@ class Prober:
                 return self._repeat(spec, run, check, spec.readiness) if spec.readiness else None
             case Check.LIVENESS:
                 return self._repeat(spec, run, check, spec.liveness) if spec.liveness else None
+            case Check.PROGRESS:
+                if spec.progress is None or not spec.progress.enabled:
+                    return None
+                question, progress = Question(Ask.PROGRESS), spec.progress
+                looks = Probe(question, progress.interval, progress.stall_after)
+                return self._repeat(spec, run, check, looks)
 
     async def _startup(self, spec: InstanceSpec, run: int, startup: Startup) -> None:
         """Every question in order, each until it passes; the last pass is the one that counts."""

@@ -22,7 +22,7 @@ import os
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from signal import SIGCHLD, SIGINT, SIGKILL, SIGTERM, Signals
+from signal import SIGCHLD, SIGCONT, SIGINT, SIGKILL, SIGTERM, Signals
 
 from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec
@@ -168,6 +168,7 @@ class Processes:
             return
         process.told = True
         self._signal_all(process, _SIGNALS[stage])
+        self._signal_all(process, SIGCONT)  # a stopped process heeds no other signal but SIGKILL
 
     def tree_of(self, name: str) -> list[int]:
         """All processes of an instance that are still there, the leader first."""

@@ -138,10 +138,29 @@ class LivenessProbe(Question):
     """false: only an exit restarts it."""
     interval: Live[Interval] = 10.0
     """Time between two questions."""
-    timeout: Live[Interval] = 30.0
-    """An answer later than this is a failure. A long embedding keeps a worker from answering."""
-    failures: Live[Count] = 10
+    timeout: Live[Interval] = 10.0
+    """An answer later than this is a failure; 5 s for all but workers. A worker that is too busy to
+    answer, as with a long embedding, does not fail: see `progress`."""
+    failures: Live[Count] = 3
     """Failures in a row after which the instance is restarted."""
+
+
+class ProgressProbe(Model):
+    """Looked for in workers only: do they get on with their work? Every worker keeps a record of
+    that. It is read without asking the worker, so that what is busy is told from what hangs."""
+
+    enabled: Live[bool] = True
+    """false: a worker is not restarted for want of progress."""
+    interval: Live[Interval] = 5.0
+    """Time between two looks."""
+    stall_after: Live[Interval] = 120.0
+    """With requests in progress and nothing produced for this long, not even a token, a worker
+    hangs and is restarted. An embedding that uses the processor may take ten times as long."""
+    idle_after: Live[Interval] = 300.0
+    """A worker of which no request has succeeded for this long is asked for one token. So is, at
+    once, one of which the last three requests have failed for reasons of its own."""
+    failures: Live[Count] = 2
+    """Such tokens in a row that fail, after which the worker is restarted."""
 
 
 class Probes(Model):
@@ -153,6 +172,13 @@ class Probes(Model):
     """May it get requests?"""
     liveness: Live[LivenessProbe] = LivenessProbe()
     """Must it be restarted?"""
+
+
+class WorkerProbes(Probes):
+    """Questions asked of a worker, and what is seen of it without asking."""
+
+    progress: Live[ProgressProbe] = ProgressProbe()
+    """Does it get on with its work?"""
 
 
 class Logs(Model):
@@ -390,6 +416,8 @@ GpuMemory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*[KMG]i?[bB]$")]
 class Worker(PythonService):
     """What every kind of worker has."""
 
+    probes: Live[WorkerProbes] = WorkerProbes()
+    """Startup, readiness and liveness probes, and progress."""
     replicas: Scale[Annotated[int, Field(ge=0, le=1000), NotBool]] = 1
     """Running copies; each has its own port, and its own share of `gpus`."""
     host: Replace[Host] = "127.0.0.1"

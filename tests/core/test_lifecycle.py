@@ -12,8 +12,9 @@ import pytest
 from instances import DEADLINE, STATUS, instance, worker
 
 from supervisor.core.diagnosis import CauseClass
-from supervisor.core.instance import InstanceSpec, Probe, RestartPolicy
+from supervisor.core.instance import InstanceSpec, Probe, Progress, RestartPolicy
 from supervisor.core.lifecycle import (
+    FAULT_GRACE,
     HURRIED_GRACE,
     INTERRUPT_GRACE,
     KILL_GRACE,
@@ -54,6 +55,7 @@ from supervisor.core.lifecycle import (
     step,
 )
 
+LASTING = (Check.READINESS, Check.LIVENESS, Check.PROGRESS)
 ARGUMENT_ERROR = "exited with 2: its command line is wrong"
 
 
@@ -132,7 +134,7 @@ def test_first_start_of_a_worker_from_nothing_to_ready() -> None:
     assert life.answered(Check.STARTUP, detail="generated a token") == [EnterRotation(1)]
     assert life.status.state is State.STARTING, "it is ready when the controller has it"
     effects = life.tell(EnteredRotation(1))
-    assert effects == [StartProbes(1, (Check.READINESS, Check.LIVENESS))]
+    assert effects == [StartProbes(1, LASTING)]
     assert (life.status.state, life.status.timer) == (State.READY, None)
     assert life.status.ready_at == life.now
 
@@ -141,7 +143,7 @@ def test_what_needs_no_rotation_is_ready_as_soon_as_it_answers() -> None:
     life = Life(instance("api_server"))
     life.start()
     life.spawned()
-    assert life.answered(Check.STARTUP) == [StartProbes(1, (Check.READINESS, Check.LIVENESS))]
+    assert life.answered(Check.STARTUP) == [StartProbes(1, LASTING)]
     assert life.status.state is State.READY
 
 
@@ -632,6 +634,64 @@ def test_liveness_counts_while_unready_too() -> None:
     assert life.failed(Check.LIVENESS, times=2) == [StopProbes(), Signal(Stage.TERM)]
 
 
+def test_at_fault_a_worker_gets_no_time_for_requests_that_do_not_get_on() -> None:
+    life = Life(worker(stop_grace=30.0, drain_timeout=300.0)).ready()
+    life.failed(Check.LIVENESS, times=2)
+    assert (life.status.stage, life.delay) == (Stage.TERM, FAULT_GRACE)
+
+
+# ---------------------------------------------------------------- progress
+
+
+def test_one_that_hangs_beyond_doubt_is_out_of_rotation_in_the_same_step() -> None:
+    life = Life().ready()
+    effects = life.answered(Check.PROGRESS, Outcome.CONDEMNED, "nothing for 2m")
+    assert effects == [StopProbes(), LeaveRotation(), Signal(Stage.TERM)]
+    assert life.status.reason == "it hangs: nothing for 2m"
+    assert life.tell(Exited(1, None, "SIGKILL")) == [StopProbes(), Spawn(2)]
+    assert life.status.reason == "it hangs: nothing for 2m; restarting at once"
+
+
+def test_one_that_cannot_generate_is_given_one_more_chance() -> None:
+    life = Life().ready()
+    assert life.failed(Check.PROGRESS, detail="error 50001") == []
+    effects = life.failed(Check.PROGRESS, detail="error 50001")
+    assert effects == [StopProbes(), LeaveRotation(), Signal(Stage.TERM)]
+    fault = "asked for one token, it failed 2 times in a row: error 50001"
+    assert life.status.reason == fault
+
+
+def test_a_token_in_between_forgives_what_failed_before() -> None:
+    life = Life().ready()
+    for _ in range(10):
+        assert life.failed(Check.PROGRESS) == []
+        assert life.answered(Check.PROGRESS, Outcome.UNASKED) == []
+        assert life.answered(Check.PROGRESS) == []
+    assert life.status.state is State.READY
+
+
+def test_progress_counts_while_unready_too() -> None:
+    life = Life().ready()
+    life.failed(Check.READINESS, times=3)
+    effects = life.answered(Check.PROGRESS, Outcome.CONDEMNED)
+    assert effects == [StopProbes(), Signal(Stage.TERM)]
+
+
+@pytest.mark.parametrize("progress", [None, Progress(enabled=False)])
+def test_who_is_not_looked_at_is_not_condemned(progress: Progress | None) -> None:
+    life = Life(worker(progress=progress)).ready()
+    assert life.answered(Check.PROGRESS, Outcome.CONDEMNED) == []
+    assert life.status.state is State.READY
+
+
+def test_a_process_starts_with_a_clean_record() -> None:
+    life = Life().ready()
+    life.failed(Check.PROGRESS)
+    life.crashes()
+    life.becomes_ready()
+    assert life.failed(Check.PROGRESS) == []
+
+
 # ---------------------------------------------------------------- stopping
 
 
@@ -930,6 +990,12 @@ def test_a_probe_that_asks_otherwise_is_begun_anew(check: Check, probe: Probe | 
     assert adjusted(life, **{check.value: probe}) == [StartProbes(1, (check,))]
     assert life.status == before
     assert adjusted(life) == [], "and no other"
+
+
+def test_progress_that_is_looked_for_otherwise_is_begun_anew() -> None:
+    life = Life().ready()
+    effects = adjusted(life, progress=Progress(stall_after=9.0))
+    assert effects == [StartProbes(1, (Check.PROGRESS,))]
 
 
 @pytest.mark.parametrize("fields", [{"models": ("vicuna", "gpt-4")}, {"multimodal": True}])

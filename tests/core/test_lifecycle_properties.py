@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from instances import STATUS, instance, worker
 
 from supervisor.core.diagnosis import CauseClass
-from supervisor.core.instance import InstanceSpec, Probe, RestartPolicy
+from supervisor.core.instance import InstanceSpec, Probe, Progress, RestartPolicy
 from supervisor.core.lifecycle import (
     Adjusted,
     BlockersFound,
@@ -97,6 +97,7 @@ def _adjusted(spec: InstanceSpec, kind: int) -> InstanceSpec:
     """The same process, supervised in another way."""
     probe = spec.liveness or Probe(STATUS, interval=1.0, timeout=1.0)
     readiness = replace(probe, failures=1 + kind // 8 % 3)
+    progress = spec.progress and replace(spec.progress, failures=1 + kind // 10 % 3)
     others: list[dict[str, Any]] = [
         {"models": ("renamed", str(kind))},
         {"drain_timeout": float(kind % 3 * 20)},
@@ -104,10 +105,17 @@ def _adjusted(spec: InstanceSpec, kind: int) -> InstanceSpec:
         {"readiness": readiness},
         {"liveness": None},
         {"liveness": readiness},
+        {"progress": progress},
+        {"progress": progress and replace(progress, enabled=kind // 10 % 2 == 0)},
         {"startup": spec.startup and replace(spec.startup, interval=float(kind))},
         {"stop_grace": 1.0 + kind, "env": (("NEW", "1"),)},
     ]
-    return replace(spec, **others[kind % 8])
+    return replace(spec, **others[kind % 10])
+
+
+def progress_of(spec: InstanceSpec) -> Progress | None:
+    """None: nobody looks for it."""
+    return spec.progress if spec.progress and spec.progress.enabled else None
 
 
 # ---------------------------------------------------------------- the world
@@ -150,6 +158,7 @@ class World:
                     Check.STARTUP: self.spec.startup,
                     Check.READINESS: self.spec.readiness,
                     Check.LIVENESS: self.spec.liveness,
+                    Check.PROGRESS: progress_of(self.spec),
                 }
                 self.probes -= {*checks}
                 self.probes |= {check for check in checks if asked[check] is not None}
@@ -290,17 +299,25 @@ class Oracle:
         if event.outcome is Outcome.UNASKED or before.state not in UP:
             assert event.outcome is Outcome.PASSED or (after.state, effects) == (before.state, ())
             return
-        asked = {Check.READINESS: self.spec.readiness, Check.LIVENESS: self.spec.liveness}
+        asked = {
+            Check.READINESS: self.spec.readiness,
+            Check.LIVENESS: self.spec.liveness,
+            Check.PROGRESS: progress_of(self.spec),
+        }
         if event.check in asked and asked[event.check] is None:
             assert (after.state, effects) == (before.state, ()), "nobody asks that any more"
             return
-        failed = event.outcome is Outcome.FAILED
+        failed = event.outcome is not Outcome.PASSED
         count = self.misses[event.check] = self.misses.get(event.check, 0) + 1 if failed else 0
         if event.check is Check.READINESS and self.spec.readiness:
             too_many = failed and count >= self.spec.readiness.failures
             left = before.state is State.READY and after.state is State.UNREADY
             assert left is (too_many and before.state is State.READY)
             assert not (too_many and after.in_rotation)
+        if event.check is Check.PROGRESS and self.spec.progress:
+            too_many = failed and count >= self.spec.progress.failures
+            condemned = event.outcome is Outcome.CONDEMNED
+            assert (after.state is State.STOPPING) is (too_many or condemned)
         if event.check is Check.LIVENESS and self.spec.liveness:
             too_many = failed and count >= self.spec.liveness.failures
             assert (after.state is State.STOPPING) is too_many
@@ -420,6 +437,7 @@ class Oracle:
             Check.STARTUP: event.before.startup == self.spec.startup,
             Check.READINESS: event.before.readiness == self.spec.readiness,
             Check.LIVENESS: event.before.liveness == self.spec.liveness,
+            Check.PROGRESS: event.before.progress == self.spec.progress,
         }
         entered = [effect for effect in effects if isinstance(effect, EnterRotation)]
         if before.state is not State.UNREADY:
@@ -629,6 +647,7 @@ class Life:
 
 OUTCOMES = (Outcome.PASSED, Outcome.PASSED, Outcome.FAILED, Outcome.FAILED, Outcome.UNASKED)
 KINDS = (*CauseClass, CauseClass.WRONG_CONFIG, CauseClass.WRONG_CONFIG)
+DECISIVE = (*OUTCOMES, Outcome.CONDEMNED)
 EXITS = ((0, None), (1, None), (2, None), (None, "SIGKILL"))
 
 
@@ -653,7 +672,12 @@ def possible(life: Life) -> list[Callable[[int], object]]:
     elif world.process is not None:
         actions.append(lambda n: world.dies(*EXITS[n % 4]))
     for check in world.probes:
-        actions += [lambda n, check=check: world.answers(check, OUTCOMES[n % 5])] * 6
+        outcomes = DECISIVE if check is Check.PROGRESS else OUTCOMES
+        actions += [
+            lambda n, check=check, outcomes=outcomes: world.answers(
+                check, outcomes[n % len(outcomes)]
+            )
+        ] * (2 if check is Check.PROGRESS else 6)
     if world.entering is not None:
         actions += [lambda _: world.controller_has_it()] * 12
     if world.draining is not None:

@@ -101,6 +101,14 @@ def test_nothing_is_left_behind(cluster: Cluster, how: object) -> None:
     assert cluster.processes() == []
 
 
+def test_a_frozen_process_is_woken_to_be_stopped(cluster: Cluster) -> None:
+    """Without that, SIGTERM would wait for its grace to end, which is longer than this test."""
+    cluster.write(services(service("frozen", SLEEP, stop_grace="1h"))).up().ready()
+    os.kill(cluster.instance("frozen")["pid"], signal.SIGSTOP)
+    assert cluster.run("stop", "frozen").returncode == 0
+    assert cluster.instance("frozen")["state"] == "stopped"
+
+
 def test_what_hides_without_a_mark_is_left_behind_neither(cluster: Cluster) -> None:
     """An empty environment and a session of its own, and what probe commands leave."""
     hidden = "(env -i setsid sleep 1000.125 &); exec sleep 1000"

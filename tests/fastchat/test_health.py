@@ -17,6 +17,10 @@ from supervisor.fastchat.client import Client
 from supervisor.fastchat.rotation import Rotation
 
 
+def nothing(_: str) -> None:
+    """There is no record of progress."""
+
+
 async def ask(reply: web.Response) -> Outcome:
     async def health(_: web.Request) -> web.Response:
         return reply
@@ -30,7 +34,7 @@ async def ask(reply: web.Response) -> Outcome:
     try:
         async with aiohttp.ClientSession() as session:
             client = Client(session)
-            asking = askers(client, Rotation(client, "http://127.0.0.1:9", expires=False))
+            asking = askers(client, Rotation(client, "http://127.0.0.1:9", expires=False), nothing)
             outcome, _ = await asking[Ask.HEALTH](spec, Question(Ask.HEALTH), DEADLINE)
             return outcome
     finally:
@@ -53,8 +57,18 @@ def test_only_its_own_answer_is_evidence(reply, outcome):
     assert asyncio.run(story()) is outcome
 
 
-def test_a_server_that_answers_with_an_error_has_failed():
-    async def story():
-        return await ask(web.Response(status=500))
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("", Outcome.FAILED),
+        ('{"instance": "api_server.b"}', Outcome.FAILED),
+        ('{"instance": "api_server"}', Outcome.UNASKED),
+    ],
+)
+def test_a_server_that_answers_with_an_error_has_failed_if_it_is_the_one(text, outcome):
+    reply = web.Response(status=500, text=text)
 
-    assert asyncio.run(story()) is Outcome.FAILED
+    async def story():
+        return await ask(reply)
+
+    assert asyncio.run(story()) is outcome

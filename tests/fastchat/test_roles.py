@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from writer import Writer
 
-from supervisor.core.instance import Ask, InstanceSpec, Question, Role
+from supervisor.core.instance import Ask, InstanceSpec, Progress, Question, Role
 from supervisor.fastchat import roles
 from supervisor.fastchat.gpus import deal
 from supervisor.spec.model import WORKER_KINDS
@@ -349,8 +349,25 @@ def test_a_worker_has_started_when_it_has_generated(tmp_path: Path) -> None:
     assert emb.startup.questions == (Question(Ask.EMBED),)
     assert emb.startup.deadline == 3600
     assert owl.liveness is not None
-    assert (owl.liveness.question.ask, owl.liveness.failures) == (Ask.STATUS, 10)
+    assert (owl.liveness.question.ask, owl.liveness.failures) == (Ask.STATUS, 3)
     assert owl.in_rotation
+
+
+def test_only_workers_are_looked_at_for_progress_and_asked_what_they_can_answer(
+    tmp_path: Path,
+) -> None:
+    text = """
+    workers:
+      owl: {model_path: x}
+      emb: {model_path: x, probes: {startup: {fastchat: embed}, progress: {enabled: false}}}
+      odd: {model_path: x, probes: {startup: {fastchat: status}, progress: {stall_after: 9s}}}
+    services: {other: {command: [x]}}
+    """
+    specs = expand(tmp_path, text)
+    assert specs["owl-0"].progress == Progress(question=Question(Ask.GENERATE))
+    assert specs["emb-0"].progress == Progress(enabled=False, question=Question(Ask.EMBED))
+    assert specs["odd-0"].progress == Progress(stall_after=9.0)
+    assert specs["controller"].progress is specs["other"].progress is None
 
 
 def test_servers_are_asked_over_http_and_are_soon_given_up(tmp_path: Path) -> None:

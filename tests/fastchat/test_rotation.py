@@ -214,7 +214,8 @@ def asked(question, *texts, descriptors=None):
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors or soft, hard))
             try:
-                return await askers(client, rotation)[question](spec, Question(question), 5.0)
+                asking = askers(client, rotation, lambda name: None)
+                return await asking[question](spec, Question(question), 5.0)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
                 await rotation.close()

@@ -12,6 +12,7 @@ import runpy
 import socket
 import sys
 
+import progress  # before the lines below, which take this folder off the path
 import requests
 import uvicorn
 
@@ -47,6 +48,7 @@ def run_worker(name):
 
     gc.enable()
     spare_collections_what_stays()
+    note_progress()
     run(name)
 
 
@@ -199,6 +201,16 @@ def spare_collections_what_stays():
         serve(*args, **kwargs)
 
     uvicorn.run = freeze_and_serve
+
+
+def note_progress():
+    """Serve the worker's application with a record of what it does (`progress`)."""
+    serve = uvicorn.run
+
+    def watch_and_serve(app, *args, **kwargs):
+        serve(progress.watched(app), *args, **kwargs)
+
+    uvicorn.run = watch_and_serve
 
 
 @contextlib.contextmanager

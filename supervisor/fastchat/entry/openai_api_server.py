@@ -3,8 +3,8 @@
 The flags are those of `fastchat.serve.openai_api_server`.
 
 Besides FastChat's routes it answers `GET /health` with {"status": "ok", "instance": NAME}, without
-a key and without asking anybody. With LLM_SUPERVISOR_SECRETS=stdin it reads its API keys from
-stdin.
+a key and without waiting for anybody; with "failing", and HTTP 500, where `asking_itself` says so.
+With LLM_SUPERVISOR_SECRETS=stdin it reads its API keys from stdin.
 
 What it does while the controller or a worker is away: `asking_again`. How it ends, and how another
 one takes its place: `gentle_server`.
@@ -18,9 +18,11 @@ import os
 import sys
 
 import asking_again  # before `mending`, which takes this folder off the path
+import asking_itself
 import gentle_server
 import mending
 from fastapi import Depends
+from fastapi.responses import JSONResponse
 from fastchat.serve import openai_api_server as fastchat_server
 
 
@@ -35,13 +37,14 @@ def main():
     list_models_without_refresh(fastchat_server)
     ask_for_each_prompt_how_to_write_it(fastchat_server)
     ask_key_on_every_route(fastchat_server)
-    add_health(fastchat_server.app)
+    checked = asking_itself.SelfCheck(fastchat_server)
+    add_health(fastchat_server.app, checked)
     mending.keep_out_of_access_log("/health")
 
     args = fastchat_server.create_openai_api_server()
     if api_keys is not None:
         fastchat_server.app_settings.api_keys = api_keys
-    mending.serve(fastchat_server.app, args, gentle_server.GentleServer)
+    mending.serve(checked, args, gentle_server.GentleServer)
 
 
 def read_api_keys():
@@ -136,7 +139,7 @@ def is_without_key(route, module):
     )
 
 
-def add_health(app):
+def add_health(app, checked):
     """Add `GET /health`, cheap enough for a probe: FastChat has none (#2449).
 
     It tells which instance answers, because two share a socket while one takes over.
@@ -144,7 +147,9 @@ def add_health(app):
     instance = os.environ.get("LLM_SUPERVISOR_INSTANCE", "").rpartition("/")[2]
 
     async def health():
-        return {"status": "ok", "instance": instance or None}
+        failing = checked.is_failing()
+        answer = {"status": "failing" if failing else "ok", "instance": instance or None}
+        return JSONResponse(answer, status_code=500 if failing else 200)
 
     mending.add_route(app, "GET", "/health", health)
 
