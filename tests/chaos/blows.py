@@ -150,13 +150,18 @@ def kill_supervisor_twice(world: World, chance: Random) -> Story:
 
 def crash_without_supervisor(world: World, chance: Random) -> Story:
     slots = chance.sample(world.running, min(len(world.running), chance.randint(1, 3)))
-    strays = chance.random() < 0.5
     with world.without_supervisor():
         for slot in slots:
-            if strays:
-                fork(world, slot, chance)
             kill(world, slot)
     yield slots
+
+
+def fork_and_crash_without_supervisor(world: World, chance: Random) -> Story:
+    slot = chance.choice(world.running)
+    with world.without_supervisor():
+        fork(world, slot, chance)
+        kill(world, slot)
+    yield [slot]
 
 
 def corrupt_state(world: World, chance: Random) -> Story:

@@ -134,6 +134,7 @@ BLOWS = [
     Blow("kill -9 of the supervisor", blows.kill_supervisor, 6, quick=True),
     Blow("… several times in a row", blows.kill_supervisor_twice, 1),
     Blow("… while instances die, too", blows.crash_without_supervisor, 3),
+    Blow("… and their strays live on", blows.fork_and_crash_without_supervisor, 2),
     Blow("… and its state file is damaged", blows.corrupt_state, 4),
     Blow("the supervisor frozen for a moment", blows.freeze_supervisor, 3),
     Blow("kill -9 of the log writer", blows.kill_log_writer, 2, quick=True),
