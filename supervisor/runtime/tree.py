@@ -70,7 +70,7 @@ def mark_of(pid: int) -> str | None:
 
 def pids() -> list[int]:
     """Of all processes of this machine."""
-    return [int(pid) for pid in os.listdir("/proc") if pid.isdigit()]
+    return [int(pid) for pid in with_reserve(lambda: os.listdir("/proc")) if pid.isdigit()]
 
 
 def marked(prefix: str) -> dict[int, str]:
