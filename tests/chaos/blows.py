@@ -102,10 +102,9 @@ def freeze_instance_for_good(world: World, chance: Random) -> Story:
     slot = chance.choice(world.running)
     pid = world.pid(slot)
     if pid is not None:
-        world.hit(slot)
+        world.hit(slot, sick=True)
         os.kill(pid, signal.SIGSTOP)
-        # It is said to be ready until it has been found out: that is what is waited for.
-        until(world, lambda: world.pid(slot) != pid)
+        until_replaced(world, slot, pid)
     yield [slot]
 
 
@@ -204,7 +203,7 @@ def upgrade(world: World, _: Random) -> Story:
 
 
 def upgrade_by_signal(world: World, _: Random) -> Story:
-    world.signal_supervisor(signal.SIGUSR2)
+    world.tell_supervisor(signal.SIGUSR2)
     yield NOBODY
 
 
@@ -295,7 +294,7 @@ def stop_and_start(world: World, chance: Random) -> Story:
 
 
 def reload(world: World, _: Random) -> Story:
-    world.signal_supervisor(signal.SIGHUP)
+    world.tell_supervisor(signal.SIGHUP)
     yield NOBODY
 
 
@@ -375,6 +374,11 @@ def until(world: World, condition: Callable[[], bool]) -> None:
     while time.monotonic() < end and not condition():
         world.look_after_supervisor()
         time.sleep(0.02)
+
+
+def until_replaced(world: World, slot: str, pid: int) -> None:
+    """It is said to be ready until it has been found out: that is what is waited for."""
+    until(world, lambda: world.pid(slot) != pid)
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ def successions(world: World) -> list[float]:
     found = []
     for hit in world.hits:
         later = [born for born in births[hit.slot] if born > hit.at]
-        if hit.supervised and later:
+        if hit.supervised and not hit.sick and later:
             found.append(min(later) - hit.at)
     return found
 

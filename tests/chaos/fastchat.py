@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +26,19 @@ _JUST_SENT = 0.1
 _RESTART = {"backoff": "0.1s", "backoff_max": "1s", "stable_after": "0s"}
 
 
-def content(_: Path) -> Content:
+def content(folder: Path) -> Content:
     controller, api, *others = free_ports(32)
     return {
+        # Faults in FastChat's own processes, armed through a file: tests/faults.
+        "env": {"PYTHONPATH": f"{ROOT}/tests/faults", "FAULTS": str(_orders(folder))},
         "controller": {"port": controller, "restart": dict(_RESTART)},
         "defaults": {
             "device": "cpu",
             "conv_template": "vicuna_v1.1",
             "restart": dict(_RESTART),
             "stop_grace": "5s",
+            # Short, or a run would be one of waiting until somebody is found out.
+            "probes": {"progress": {"interval": "1s", "stall_after": "15s", "idle_after": "30s"}},
         },
         "workers": {
             _OWL: {"model_path": f"{ROOT}/models/{_OWL}", "replicas": 2},
@@ -46,6 +52,10 @@ def content(_: Path) -> Content:
         },
         "port_range": f"{min(others)}-{min(others) + 500}",
     }
+
+
+def _orders(folder: Path) -> Path:
+    return folder / "faults"
 
 
 def generations(content: Content) -> dict[str, str]:
@@ -89,25 +99,38 @@ class ChatClients:
         gone = {slot.rpartition("-")[0] for slot in slots}
         self._traffic.offer(tuple(m for m in world.content["workers"] if m not in gone), None)
 
-    def unexcused(self, world: World, _: Collection[Span]) -> list[Failure]:
+    def unexcused(self, world: World, spans: Collection[Span]) -> list[Failure]:
         answers = self._traffic.answers[self._judged :]
         self._judged += len(answers)
         failed = [one for one in answers if one.fault]
-        found = [one for one in failed if not any(_excuses(hit, one) for hit in world.hits)]
+        found = [one for one in failed if not any(_excuses(hit, one, spans) for hit in world.hits)]
         self.excused += len(failed) - len(found)
         return [
-            Failure(one.model, one.began, one.ended, f"{one.fault} (stream {one.stream})", one.cut)
+            Failure(
+                one.model,
+                one.began,
+                one.ended,
+                f"{one.fault} (stream: {one.stream}, cut: {one.cut})",
+            )
             for one in found
         ]
 
 
-def _excuses(hit: Hit, answer: Answer) -> bool:
+def _excuses(hit: Hit, answer: Answer, spans: Collection[Span]) -> bool:
     """What was under way in a process that was killed may be lost: all of it in the API server,
-    in a worker what has begun to be answered. Anything else is asked again."""
+    in a worker what has begun to be answered. Anything else is asked again, or waits.
+
+    More may fail, until all is well again, of a worker that is not dead but sick, and answers with
+    its own errors; and of an API server that dies while there is no supervisor: nobody has its
+    socket then.
+    """
+    if hit.slot != "api_server" and hit.slot.rpartition("-")[0] != answer.model:
+        return False
+    if hit.sick or (hit.slot == "api_server" and not hit.supervised):
+        well = min((one.ended for one in spans if one.began <= hit.at <= one.ended), default=hit.at)
+        return hit.at <= answer.ended and answer.began <= well
     under_way = answer.began <= hit.at + _JUST_SENT and answer.ended >= hit.at
-    if hit.slot == "api_server":
-        return under_way
-    return under_way and answer.cut and hit.slot.rpartition("-")[0] == answer.model
+    return under_way and (answer.cut or hit.slot == "api_server")
 
 
 # ---------------------------------------------------------------- blows of its own
@@ -132,6 +155,34 @@ def _freeze(slot: str) -> blows.Play:
 def kill_worker(world: World, chance: Random) -> Story:
     slot = chance.choice([one for one in world.running if one.startswith("tiny-")])
     blows.kill(world, slot)
+    yield [slot]
+
+
+def _sick(place: str, fault: str) -> blows.Play:
+    """A fault in one worker, that a probe of its status does not see; it is replaced."""
+
+    def play(world: World, chance: Random) -> Story:
+        slot = chance.choice([one for one in world.running if one.startswith("tiny-")])
+        pid = world.pid(slot)
+        if pid is not None:
+            world.hit(slot, sick=True)
+            _orders(world.folder).write_text(f"{place} {fault} {pid}\n")
+            try:
+                blows.until_replaced(world, slot, pid)
+            finally:
+                _orders(world.folder).unlink()
+        yield [slot]
+
+    return play
+
+
+def freeze_worker_for_good(world: World, chance: Random) -> Story:
+    slot = chance.choice([one for one in world.running if one.startswith("tiny-")])
+    pid = world.pid(slot)
+    if pid is not None:
+        world.hit(slot, sick=True)
+        os.kill(pid, signal.SIGSTOP)
+        blows.until_replaced(world, slot, pid)
     yield [slot]
 
 
@@ -196,6 +247,10 @@ BLOWS = [
     Blow("the supervisor frozen for a moment", blows.freeze_supervisor, 2),
     Blow("an instance frozen for a moment", blows.freeze_instance, 2),
     Blow("the controller frozen for a moment", _freeze("controller"), 1),
+    Blow("a worker frozen for good", freeze_worker_for_good, 1),
+    Blow("a worker's generations fail (CUDA)", _sick("generate", "cuda"), 1),
+    Blow("a worker leaks its slots", _sick("piece", "leak"), 1),
+    Blow("a worker's generations stand still", _sick("piece", "deadlock"), 1),
     Blow("kill -9 of the log writer", blows.kill_log_writer, 1, quick=True),
     Blow("upgrade", blows.upgrade, 3),
     Blow("upgrade by SIGUSR2", blows.upgrade_by_signal, 2, quick=True),

@@ -23,8 +23,6 @@ class Failure:
     began: float
     ended: float
     what: str
-    cut: bool = False
-    """A part of the answer was there already."""
 
 
 @dataclass(frozen=True)

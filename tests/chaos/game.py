@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -101,9 +102,9 @@ class Game:
         self._before = after
         checks.no_duplicates(self.world)
         self.world.check_bystander()
-        for one in self.clients.unexcused(self.world, self._spans):
-            took = one.ended - one.began
-            self.world.violate(f"a request to {one.name} failed after {took:.2f} s: {one.what}")
+        failed = self.clients.unexcused(self.world, self._spans)
+        for (name, what), count in Counter((one.name, one.what) for one in failed).items():
+            self.world.violate(f"{count} requests to {name} failed: {what}")
         self.clients.offer(self.world)
         self._begin()
 

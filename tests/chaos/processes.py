@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,3 +88,12 @@ def below(pid: int, processes: list[Process]) -> set[int]:
     while more := {one.pid for one in processes if one.parent in found} - found:
         found |= more
     return found
+
+
+def heeds(pid: int, number: signal.Signals) -> bool:
+    """Whether that signal does not simply end it: it is handled, or waits until it is."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        return bool((int(status["SigBlk"], 16) | int(status["SigCgt"], 16)) >> (number - 1) & 1)
+    return False

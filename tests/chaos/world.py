@@ -43,6 +43,8 @@ class Hit:
     at: float
     """Of the monotonic clock."""
     supervised: bool
+    sick: bool = False
+    """Not dead at once: what it is asked fails until it has been found out."""
 
 
 @dataclass
@@ -150,6 +152,14 @@ class World:
     def signal_supervisor(self, number: signal.Signals) -> None:
         os.kill(self.supervisor, number)
 
+    def tell_supervisor(self, number: signal.Signals) -> None:
+        """A signal that it handles; of one that was exec'd just now, not before it can."""
+        end = time.monotonic() + 10
+        while time.monotonic() < end and not processes.heeds(self.supervisor, number):
+            self.look_after_supervisor()
+            time.sleep(0.001)
+        os.kill(self.supervisor, number)
+
     def cli(self, verb: str, *arguments: str) -> None:
         """One verb of the command line, to its end, which should be a good one."""
         done = subprocess.run(
@@ -248,9 +258,9 @@ class World:
         """Of the leader in that slot, with or without a supervisor."""
         return self.form.pid(self, slot)
 
-    def hit(self, slot: str) -> None:
+    def hit(self, slot: str, *, sick: bool = False) -> None:
         """To be noted just before it happens."""
-        self.hits.append(Hit(slot, time.monotonic(), self.supervised))
+        self.hits.append(Hit(slot, time.monotonic(), self.supervised, sick))
 
     def processes(self) -> list[processes.Process]:
         return processes.having(self.token)
