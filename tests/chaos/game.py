@@ -94,8 +94,9 @@ class Game:
     def _check(self, row: Row) -> None:
         """That all is well. What follows is measured from here on."""
         after = checks.converge(self.world, self.world.form.bound)
-        now = time.monotonic()
-        self._spans.append(Span(frozenset(self._touched), self._began, now))
+        self.clients.offer(self.world)
+        # Not earlier: whoever is asked until here was on offer before the blow.
+        self._spans.append(Span(frozenset(self._touched), self._began, time.monotonic()))
         if after is not None and self._before is not None:
             row.kept += checks.kept(self.world, self._before, after, self._touched)
             row.seconds.append(after.seconds)
@@ -105,7 +106,6 @@ class Game:
         failed = self.clients.unexcused(self.world, self._spans)
         for (name, what), count in Counter((one.name, one.what) for one in failed).items():
             self.world.violate(f"{count} requests to {name} failed: {what}")
-        self.clients.offer(self.world)
         self._begin()
 
     def _tell(self, what: str) -> None:
