@@ -21,6 +21,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from chaos.world import World
@@ -391,8 +392,8 @@ def _listening_on(port: int) -> Iterator[None]:
         yield
 
 
-def _fill(path: object) -> None:
-    with open(str(path), "wb", buffering=0) as ballast:
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as ballast:
         for size in (1 << 20, 1 << 12, 1):
             try:
                 while True:
@@ -402,37 +403,30 @@ def _fill(path: object) -> None:
                     raise
 
 
-def _truncate(path: object, chance: Random) -> None:
-    os.truncate(str(path), chance.randrange(max(1, os.path.getsize(str(path)))))
+def _truncate(path: Path, chance: Random) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: chance.randrange(max(1, len(content)))])
 
 
-def _scribble(path: object, chance: Random) -> None:
-    with open(str(path), "r+b") as state:
-        size = os.path.getsize(str(path))
-        for _ in range(20):
-            state.seek(chance.randrange(max(1, size)))
-            state.write(chance.randbytes(1))
+def _scribble(path: Path, chance: Random) -> None:
+    content = bytearray(path.read_bytes())
+    for _ in range(20):
+        if content:
+            content[chance.randrange(len(content))] = chance.randrange(256)
+    path.write_bytes(content)
 
 
-def _from_the_future(path: object, _: Random) -> None:
-    with open(str(path)) as state:
-        content = json.load(state)
-    with open(str(path), "w") as state:
-        json.dump({**content, "version": 10_000}, state)
+def _from_the_future(path: Path, _: Random) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "version": 10_000}))
 
 
-def _before_a_reboot(path: object, _: Random) -> None:
-    with open(str(path)) as state:
-        text = state.read()
-    with open("/proc/sys/kernel/random/boot_id") as boot_id:
-        true = boot_id.read().strip()
-    with open(str(path), "w") as state:
-        state.write(text.replace(true, "00000000-0000-4000-8000-000000000000"))
+def _before_a_reboot(path: Path, _: Random) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "boot_id": "another"}))
 
 
-CORRUPTIONS: dict[str, Callable[[object, Random], None]] = {
-    "deleted": lambda path, _: os.unlink(str(path)),
-    "emptied": lambda path, _: os.truncate(str(path), 0),
+CORRUPTIONS: dict[str, Callable[[Path, Random], object]] = {
+    "deleted": lambda path, _: path.unlink(),
+    "emptied": lambda path, _: path.write_bytes(b""),
     "truncated": _truncate,
     "scribbled": _scribble,
     "from the future": _from_the_future,

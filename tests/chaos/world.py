@@ -141,7 +141,7 @@ class World:
             self._ended_at = 0.0
         elif not self._ended_at:
             self._ended_at = time.monotonic()
-            if not (self.expects_end or self.broken or self._complained == self.blow):
+            if not (self.expects_end or self._complained == self.blow):
                 self._complained = self.blow
                 words = self.output.read_text(errors="replace")[-600:]
                 self.violate(f"the supervisor has ended by itself with {code}: …{words}")
