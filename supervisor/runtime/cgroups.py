@@ -1,7 +1,7 @@
 """A control group for each instance, where a service manager has delegated ours to us: cgroup v2.
 
-A process can shed the mark in its environment, its session and its parent. Its control group it
-cannot leave by itself, and neither can what it forks. Nothing here touches a group that was not
+A process can shed the mark in its environment, its session and its parent. Its control group stays
+with it and with all that it forks. Nothing here touches a group that was not
 delegated (systemd: `Delegate=yes`, which shows as an attribute of the folder).
 
     <delegated>/                    here systemd puts each new supervisor
@@ -65,11 +65,11 @@ class Cgroups:
             group = self._make(self._group(name))
             _move(group, pid)
             # Whatever is forked from here on is born there; a moment ago it was not.
-            while strangers := set(tree.descendants(pid)) - set(self.members(name)):
+            moved = set(self.members(name))
+            while strangers := set(tree.descendants(pid)) - moved:
                 for stranger in strangers:
                     _move(group, stranger)
-        except ProcessLookupError:
-            pass  # it has ended already
+                moved |= strangers
         except OSError as error:
             log.warning("cannot give %s a control group: %s; going on without", name, error)
 
@@ -142,8 +142,8 @@ def _is_delegated(group: Path) -> bool:
 
 
 def _move(group: Path, pid: int) -> None:
-    """Raises ProcessLookupError if it is gone."""
-    (group / "cgroup.procs").write_text(str(pid))
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        (group / "cgroup.procs").write_text(str(pid))
 
 
 def _processes(group: Path) -> list[int]:
