@@ -77,6 +77,10 @@ class Cgroups:
         """The processes in an instance's group; zombies are not among them."""
         return _processes(self._group(name))
 
+    def instances(self) -> list[int]:
+        """The same for all instances."""
+        return _processes(self.base / "instances")
+
     def everything(self) -> list[int]:
         """All processes in the delegated group, ourselves too."""
         return _processes(self.base)

@@ -9,7 +9,8 @@ commands of probes, the log writer. Nothing polls.
 
 What an earlier supervisor has started is no child of ours (unless we have become another program
 by exec): its leaders are watched through pidfds, and its strays, which went to init, are found
-among all processes of the machine.
+among all processes of the machine. Where control groups are delegated to us (``cgroups.py``), a
+stray is also found if it has shed all that.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
 from supervisor.runtime import pidfd, tree
+from supervisor.runtime.cgroups import Cgroups
 from supervisor.runtime.descriptors import hold_reserve, with_reserve
 from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, birth
 from supervisor.runtime.listeners import Listeners, PortTaken
@@ -77,6 +79,7 @@ class Processes:
         self._has_orphans = False
         """There is, or was, one: strays may be anywhere."""
         self._listeners = Listeners()
+        self._cgroups: Cgroups | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -88,6 +91,8 @@ class Processes:
         """Watch for exits. Must run in the main thread, before anything is spawned."""
         tree.become_subreaper()
         hold_reserve()
+        groups = Cgroups.find()
+        self._cgroups = groups if groups is not None and groups.settle() else None
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(SIGCHLD, self._reap)
         loop.call_soon(self._reap)  # what ended while we became another program
@@ -188,6 +193,9 @@ class Processes:
             cause = _why_not_started(spec, error)
             self._deliver(spec.name, SpawnFailed(run, cause, _class_of(error)))
             return
+        if self._cgroups is not None:
+            self._cgroups.place(spec.name, pid)
+        tree.take_usual_oom_score(pid)
         stat = tree.stat_of(pid)  # there is one: it is our child, and only we reap it
         process = _Process(spec.name, run, pid, stat.born if stat else 0)
         self._leaders[pid] = self._current[spec.name] = process
@@ -272,7 +280,8 @@ class Processes:
         for _ in range(_CLOSE_ROUNDS):
             below = tree.children(os.getpid())
             elsewhere = tree.marked(f"{self._mark}/") if self._has_orphans else ()
-            left = [pid for pid in dict.fromkeys((*below, *elsewhere)) if pid != spare]
+            grouped = self._cgroups.instances() if self._cgroups is not None else ()
+            left = [pid for pid in dict.fromkeys((*below, *elsewhere, *grouped)) if pid != spare]
             if not left:
                 return
             for pid in left:
@@ -352,6 +361,8 @@ class Processes:
                 loop = asyncio.get_running_loop()
                 loop.call_later(_ORPHANS_PAUSE, self._check_cleared, process)
             return
+        if self._cgroups is not None:
+            self._cgroups.remove(process.name)
         del self._clearing[process.name]
         if self._current.get(process.name) is process:
             del self._current[process.name]
@@ -377,10 +388,14 @@ class Processes:
             is_its = tree.mark_of(pid) == mark or (session is not None and _session(pid) == session)
             if is_its and tree.born(pid) is not None:
                 below += [pid, *tree.descendants(pid)]
+        if self._cgroups is not None:
+            below += [pid for pid in self._cgroups.members(process.name) if pid not in apart]
         return list(dict.fromkeys(below))
 
     def _signal_all(self, process: _Process, number: Signals) -> None:
         leads = process.exited is None
+        if number is SIGKILL and self._cgroups is not None:
+            self._cgroups.kill(process.name)  # also what is being forked right now
         if leads:
             _kill_group(process.pid, number)
         for pid in self._members(process):
