@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "supervisor"]
 DEADLINE = 120.0
 """Seconds after which an awaited event counts as never coming. Not a measure of speed."""
+NOT_POSSIBLE = "not possible here: "
+"""Begins the reason of a skip that even CI accepts: this machine cannot do what the test needs."""
 
 
 # ---------------------------------------------------------------- waiting for events
