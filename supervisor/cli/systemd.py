@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def run_systemd(arguments: argparse.Namespace) -> int:
     account = _account(arguments)
     unit = _unit(arguments, file, account)
     _check_as_service(file, unit, account)
+    for needed in (sys.executable, str(unit.file)):
+        if folder := _closed_to(account, needed):
+            print(
+                f"{account.pw_name} may not look into {folder}, and so not use {needed}; "
+                "open it, or put that elsewhere",
+                file=sys.stderr,
+            )
     if not arguments.install:
         sys.stdout.write(text_of(unit))
         return DONE
@@ -67,6 +75,21 @@ def _account(arguments: argparse.Namespace) -> pwd.struct_passwd:
     except KeyError:
         who = f"named {name}" if name else f"with the number {os.geteuid()}"
         raise Failure(f"there is no user {who}; create one, or name another", USAGE) from None
+
+
+def _closed_to(account: pwd.struct_passwd, path: str) -> Path | None:
+    """A folder that keeps somebody from a file, as far as its mode says."""
+    groups = os.getgrouplist(account.pw_name, account.pw_gid)
+    for one in {path, os.path.realpath(path)} if account.pw_uid else ():
+        for folder in reversed(Path(one).parents):
+            found = folder.stat()
+            if found.st_uid == account.pw_uid:
+                bit = stat.S_IXUSR
+            else:
+                bit = stat.S_IXGRP if found.st_gid in groups else stat.S_IXOTH
+            if not found.st_mode & bit:
+                return folder
+    return None
 
 
 def _needs_home(file: ClusterFile, account: pwd.struct_passwd) -> bool:

@@ -160,7 +160,7 @@ def _systemctl(user: bool, *words: str) -> str | None:
 
 def _leftovers(mark: str) -> set[int]:
     """What came of this cluster, whatever it has done to hide: by mark, and by control group."""
-    groups = Cgroups.find()
+    groups = Cgroups.find(os.environ)
     found = set(tree.marked(f"{mark}/"))
     if groups is not None:
         found |= set(groups.everything())
@@ -173,7 +173,10 @@ def _end_leftovers(mark: str) -> None:
         return
     names: Mapping[int, str] = {pid: tree.name_of(pid) for pid in left}
     for pid, name in names.items():
-        print(f"<5>ending what the supervisor has left: pid {pid}, {name}", flush=True)
+        print(
+            f"<5>ending what the supervisor has left: pid {pid}, {' '.join(name.split())}",
+            flush=True,
+        )
     _signal(left, signal.SIGTERM)
     _until_gone(mark, _GRACE)
     # The log writer last, so that it can write what they have said.

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.runtime.cgroups import DELEGATED
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -104,6 +106,9 @@ def _service_section(unit: Unit) -> Iterator[str]:
     yield "TimeoutAbortSec=10"
     yield "# A control group of its own for each instance, from which nothing escapes."
     yield "Delegate=yes"
+    if unit.user is None:
+        yield "# A user's own systemd does not tell it otherwise."
+        yield f"Environment={DELEGATED}=%n"
     yield "# A worker that is killed for want of memory is the supervisor's business ..."
     yield "OOMPolicy=continue"
     if unit.user:
@@ -135,6 +140,9 @@ def _sandbox(unit: Unit) -> Iterator[str]:
     yield "RestrictSUIDSGID=yes"
     yield "LockPersonality=yes"
     yield "SystemCallArchitectures=native"
+    yield "# What is forbidden, not what is allowed: drivers need what no such list foresees."
+    yield "SystemCallFilter=~@clock @cpu-emulation @module @obsolete @raw-io @reboot @swap"
+    yield "SystemCallErrorNumber=EPERM"
     if unit.user is None:
         yield "# More needs a user namespace, in which the groups that may use the GPU are lost."
         return
@@ -157,7 +165,6 @@ def _sandbox(unit: Unit) -> Iterator[str]:
     yield "# - ProtectControlGroups: no control group for each instance"
     yield "# - ProtectProc, PrivateUsers: who holds a port, what a killed supervisor has left"
     yield "# - ProtectKernelLogs: the kernel's log tells of killed processes and lost GPUs"
-    yield "# - SystemCallFilter: drivers and NUMA libraries need what no list of systemd's foresees"
 
 
 def _is_protected(folder: Path) -> bool:

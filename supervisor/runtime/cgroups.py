@@ -20,12 +20,15 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from supervisor.runtime import tree
 
 log = logging.getLogger(__name__)
 
+DELEGATED = "LLM_SUPERVISOR_DELEGATED"
+"""Variable in which a unit names itself to say that it has `Delegate=yes`."""
 _OWN = "supervisor"
 _CONTROL = ".control"
 """Where systemd puts what it runs beside a delegated service's main process: ExecStopPost."""
@@ -41,13 +44,13 @@ class Cgroups:
         self.base = base
 
     @classmethod
-    def find(cls) -> Cgroups | None:
+    def find(cls, environ: Mapping[str, str]) -> Cgroups | None:
         """Where we are; None if that is not cgroup v2, or not delegated to us."""
         own = _own_group()
         if own is None:
             return None
         base = own.parent if own.name in (_OWN, _CONTROL) else own
-        return cls(base) if _is_delegated(base) else None
+        return cls(base) if _is_delegated(base, environ) else None
 
     def settle(self) -> bool:
         """Move ourselves out of the way; whether instances can have groups beside us."""
@@ -136,13 +139,14 @@ def _own_group() -> Path | None:
     return None
 
 
-def _is_delegated(group: Path) -> bool:
-    """systemd says so for root (``trusted``) and for everybody (``user``, from 251 on)."""
+def _is_delegated(group: Path, environ: Mapping[str, str]) -> bool:
+    """systemd says so, to root (``trusted``) and to everybody (``user``, from 251 on). A user's own
+    systemd does not, so there it is the unit that does."""
+    said = environ.get(DELEGATED) == group.name
     for name in ("trusted.delegate", "user.delegate"):
         with contextlib.suppress(OSError):
-            if os.getxattr(group, name) == b"1":
-                return os.access(group, os.W_OK)
-    return False
+            said = said or os.getxattr(group, name) == b"1"
+    return said and os.access(group, os.W_OK)
 
 
 def _move(group: Path, pid: int) -> None:

@@ -91,7 +91,7 @@ class Processes:
         """Watch for exits. Must run in the main thread, before anything is spawned."""
         tree.become_subreaper()
         hold_reserve()
-        groups = Cgroups.find()
+        groups = Cgroups.find(self._environ)
         self._cgroups = groups if groups is not None and groups.settle() else None
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(SIGCHLD, self._reap)

@@ -23,7 +23,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture
 def unit(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Unit]:
-    name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[:40].strip("-")
+    name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[-40:].strip("-")
     folder = Path(machine.folder, name)
     folder.mkdir(mode=0o755)
     one = Unit(machine, folder, name)

@@ -35,12 +35,13 @@ cd "$TOP/root"
 rm -rf etc/machine-id etc/fstab etc/systemd/system var/log/journal
 mkdir etc/systemd/system
 echo "$MACHINE_ID" > etc/machine-id
+echo "$PARENTS" | while read -r folder; do chmod a+rx "./$folder"; done
 echo 0 > "$GROUP/cgroup.procs"
 boot() {
     systemd-nspawn --boot --directory="$TOP/root" --register=no --keep-unit --private-network \
-        --console=read-only $BINDS
+        --console=read-only "$@"
 }
-until boot; do [ $? -eq 133 ]; done  # that is what it says for a reboot
+until boot "$@"; do [ $? -eq 133 ]; done  # that is what it says for a reboot
 """
 
 
@@ -70,6 +71,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.chmod(0o755)  # its users are not who runs the tests
         self.console = folder / "console.log"
         _remove_old_groups()
         self._group = _new_group()
@@ -79,13 +81,14 @@ class Machine:
             **os.environ,
             "GROUP": str(self._group),
             "MACHINE_ID": uuid.uuid4().hex,
-            "BINDS": shlex.join(binds),
+            # In its overlay only: its users are to get at the interpreter and the code, too.
+            "PARENTS": "\n".join(str(one) for one in _parents(sys.base_prefix, *seen[1:])),
             "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
         }
         inside = ["unshare", "--mount", "--pid", "--kill-child", "--mount-proc"]
         with self.console.open("ab") as output:
             self._process = subprocess.Popen(
-                [*inside, "sh", "-c", _BOOT],
+                [*inside, "sh", "-c", _BOOT, "boot", *binds],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -159,6 +162,10 @@ class Machine:
             return done.stdout.strip() in ("running", "degraded")
 
         until(booted, "the machine has booted")
+
+
+def _parents(*paths: str) -> list[Path]:
+    return [parent for path in paths for parent in Path(path).resolve().parents]
 
 
 def _plain(environ: dict[str, str]) -> list[str]:

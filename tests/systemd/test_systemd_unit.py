@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
+from demo import demo_file
 from harness import until
+from machine import Machine
 from unit import Unit
 
 STRAY = """
@@ -114,7 +117,8 @@ def test_the_journal_has_priorities_and_no_times_of_ours(unit: Unit) -> None:
     lines = {e["MESSAGE"]: e["PRIORITY"] for e in unit.journal() if e["_COMM"] != "systemd"}
     failed = [text for text in lines if text.startswith("broken failed: ")]
     assert lines[failed[0]] == "3"
-    assert lines["good ready: it runs"] == "5"
+    ready = [text for text in lines if text.startswith("good ready: ")]
+    assert lines[ready[0]] == "5"
     assert not any(re.match(r"<\d>|\d\d:\d\d", text) for text in lines)
 
 
@@ -254,3 +258,94 @@ def test_reboot_brings_it_back(unit: Unit) -> None:
     assert unit.show("StatusText") == "2 of 2 instances ready"
     assert [one["restarts"] for one in unit.status()["instances"]] == [0, 0]
     assert len(unit.left()) == 2
+
+
+@pytest.fixture
+def alice(machine: Machine) -> str:
+    if not machine.succeeds("id", "alice"):
+        machine.run("useradd", "--create-home", "alice")
+    return "alice"
+
+
+def test_it_runs_as_somebody_else_and_has_its_control_groups(unit: Unit, alice: str) -> None:
+    unit.write(with_stray(unit)).install("--run-as", alice).start()
+    until(lambda: strays(unit), "the stray runs")
+    first = json.loads(unit.as_user_of(alice, "status", "--json"))["instances"][0]["pid"]
+    assert unit.machine.run("stat", "-c", "%U", f"/proc/{first}").strip() == alice
+    group = unit.machine.run("cat", f"/proc/{first}/cgroup").splitlines()[-1]
+    assert group == f"0::/system.slice/{unit.name}/instances/@first"
+    unit.as_user_of(alice, "stop", "first")
+    unit.wait_until_nothing_is_left()
+    unit.as_user_of(alice, "start", "first")
+    until(lambda: strays(unit), "the stray runs")
+    unit.kill_main()
+    unit.systemctl("stop", unit.name)
+    unit.wait_until_nothing_is_left()
+
+
+def test_a_user_has_a_unit_of_their_own(unit: Unit, alice: str) -> None:
+    unit.machine.run("loginctl", "enable-linger", alice)
+    unit.write(with_stray(unit))
+    unit.machine.run("chown", "-R", alice, str(unit.folder))
+    unit.user = alice
+    until(lambda: "running" in unit.systemctl("is-system-running", check=False), "it has booted")
+    unit.install("--user").start()
+    until(lambda: strays(unit), "the stray runs")
+    before = unit.pids()
+    main = unit.kill_main()
+    until(lambda: unit.show("MainPID") not in ("0", str(main)), "there is another supervisor")
+    unit.until("ActiveState", "active")
+    assert unit.pids() == before
+    unit.kill_main()
+    unit.systemctl("stop", unit.name)
+    unit.wait_until_nothing_is_left()
+
+
+@pytest.mark.parametrize("options", [(), ("--run-as", "alice"), ("--user",)])
+def test_systemd_has_nothing_to_say_against_it(
+    unit: Unit, alice: str, options: tuple[str, ...]
+) -> None:
+    unit.write(two(unit))
+    text = unit.supervisor("systemd", *options)
+    path = f"/run/{unit.name}"
+    unit.machine.run("sh", "-c", 'printf %s "$1" > "$2"', "sh", text, path)
+    scope = "--user" if "--user" in options else "--system"
+    verify = f"XDG_RUNTIME_DIR=/run systemd-analyze {scope} verify {path} 2>&1"
+    said = unit.machine.run("sh", "-c", verify, check=False)
+    assert said == ""
+    judged = unit.machine.run("systemd-analyze", "security", "--offline=yes", path, check=False)
+    figure = re.search(r"Overall exposure level.*: ([\d.]+)", judged)
+    assert figure is not None
+    print(f"systemd-analyze security, {options}: {figure.group(1)}")
+    assert float(figure.group(1)) < 8
+
+
+# ---------------------------------------------------------------- the real FastChat
+
+
+@pytest.mark.e2e
+def test_models_answer_whatever_happens_to_the_supervisor(unit: Unit) -> None:
+    """The network is the machine's own, so any ports will do."""
+    unit.write(demo_file(21001, 8888)).install().start()
+    assert unit.show("StatusText") == "5 of 5 instances ready"
+    before = unit.pids()
+    assert "tiny-owl" in chat(unit)
+    unit.kill_main()
+    assert "tiny-owl" in chat(unit)
+    unit.until("NRestarts", "1")
+    unit.until("ActiveState", "active")
+    assert unit.pids() == before
+    assert "tiny-owl" in chat(unit)
+    unit.systemctl("stop", unit.name)
+    assert unit.show("Result") == "success"
+    assert not unit.machine.succeeds("pgrep", "--full", "supervisor.fastchat.entry")
+
+
+def chat(unit: Unit) -> str:
+    body = {"model": "tiny-owl", "messages": [{"role": "user", "content": "Who are you?"}]}
+    ask = (
+        "import sys, urllib.request as r; q = r.Request(sys.argv[1], sys.argv[2].encode(), "
+        "{'Content-Type': 'application/json'}); print(r.urlopen(q, timeout=60).read().decode())"
+    )
+    url = "http://127.0.0.1:8888/v1/chat/completions"
+    return unit.machine.run(sys.executable, "-c", ask, url, json.dumps(body))

@@ -44,7 +44,10 @@ class Unit:
         return self
 
     def start(self) -> Unit:
-        self.systemctl("start", self.name)
+        """Fails, with what the journal has, if systemd says that it has not started."""
+        self.systemctl("start", self.name, check=False)
+        state = self.show("ActiveState")
+        assert state == "active", f"{state}: {[entry['MESSAGE'] for entry in self.journal()]}"
         return self
 
     def kill_main(self, number: str = "KILL") -> int:
@@ -72,6 +75,14 @@ class Unit:
         """A verb of the command line, which finds the cluster by its file."""
         command = [sys.executable, "-P", "-m", "supervisor", verb, "-c", str(self.file), *words]
         return self.as_user(command, check=check)
+
+    def as_user_of(self, user: str, verb: str, *words: str) -> str:
+        """A verb of the command line, by the user that a unit of the machine's runs as."""
+        self.user = user
+        try:
+            return self.supervisor(verb, *words)
+        finally:
+            self.user = None
 
     def as_user(self, words: list[str], *, check: bool = True) -> str:
         environ = {"PYTHONPATH": str(ROOT)}
