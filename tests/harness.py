@@ -89,6 +89,15 @@ def marked(needle: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid() and alive(pid)]
 
 
+def cgroup2() -> Path | None:
+    """Where control groups are, if they are of version 2 and we may make some."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[fields.index("-") + 1] == "cgroup2" and os.access(fields[4], os.W_OK):
+            return Path(fields[4])
+    return None
+
+
 # ---------------------------------------------------------------- a cluster
 
 

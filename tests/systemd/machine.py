@@ -19,7 +19,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from harness import ROOT, until
+from harness import ROOT, cgroup2, until
 
 _GROUP = "llm-supervisor-tests-"
 
@@ -52,7 +52,7 @@ def why_not() -> str | None:
     for program in ("systemd-nspawn", "nsenter", "unshare"):
         if shutil.which(program) is None:
             return f"there is no {program} (Debian: apt-get install systemd-container)"
-    if _cgroup2() is None:
+    if cgroup2() is None:
         return "there is no cgroup v2 that we may write in"
     attempt = "mount --make-rprivate / && mount -t tmpfs tmpfs /mnt && mkdir /mnt/u /mnt/w /mnt/r"
     attempt += " && mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w /mnt/r"
@@ -196,16 +196,8 @@ def _systemd_below(pid: int) -> int | None:
 # ---------------------------------------------------------------- its control group
 
 
-def _cgroup2() -> Path | None:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[fields.index("-") + 1] == "cgroup2" and os.access(fields[4], os.W_OK):
-            return Path(fields[4])
-    return None
-
-
 def _new_group() -> Path:
-    root = _cgroup2()
+    root = cgroup2()
     assert root is not None
     group = root / f"{_GROUP}{os.getpid()}"
     group.mkdir(exist_ok=True)
@@ -213,7 +205,7 @@ def _new_group() -> Path:
 
 
 def _remove_old_groups() -> None:
-    root = _cgroup2()
+    root = cgroup2()
     for group in root.glob(f"{_GROUP}*") if root else ():
         if not Path(f"/proc/{group.name.removeprefix(_GROUP)}").exists():
             _remove_group(group)
