@@ -60,8 +60,9 @@ def test_what_sheds_mark_session_and_parent_is_still_a_member(group: Path) -> No
         groups.place("vicuna-0", leader.pid)
 
         def strays() -> set[int]:
+            members = groups.members("vicuna-0")
             own = {leader.pid, *tree.descendants(leader.pid)}
-            return set(groups.members("vicuna-0")) - own
+            return {pid for pid in members if pid not in own and alive(pid)}
 
         (stray,) = until(strays, "there is a stray")
         leader.kill()
