@@ -22,7 +22,8 @@ unit's job):
 | watchdog | watchdog killed ABRT | none | guard; adopted |
 | restart of a frozen one | timeout killed KILL | restart | guard; adopted |
 | ... and ``systemctl stop`` soon after | as above | stop | end what is left, or the guard does |
-| invalid file, nothing running | exit-code exited 2 | none | a pause; then as after a crash |
+| invalid file, nothing running | exit-code exited 2 | none | a pause |
+| somebody has started it by hand | exit-code exited 1 | none | a pause; nothing is ours |
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _LOOK = 0.2
 _LOOKS = 2
 """In a row that must say that nobody comes: between stop and start of a restart one might."""
 _PAUSE = 10.0
-"""Seconds until the next try with a file that is not valid. It may be mended meanwhile."""
+"""Seconds until the next try where nothing could be started, and nothing runs."""
 
 
 class Fate(Enum):
@@ -92,19 +93,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--unit", required=True)
     parser.add_argument("--user", action="store_true")
     arguments = parser.parse_args(argv)
-    mark = RunDir(Path(arguments.run_dir)).mark
+    place = RunDir(Path(arguments.run_dir))
+    is_anothers = place.owner() is not None
+    left = set() if is_anothers else _leftovers(place.mark)
 
     def look() -> Fate:
         found = _ask(arguments.unit, user=arguments.user)
         return Fate.COMING if found is None else fate_of(found)
 
-    ended = (os.environ.get("EXIT_CODE"), os.environ.get("EXIT_STATUS"))
-    if ended == ("exited", "2"):
+    exited = os.environ.get("EXIT_CODE") == "exited"
+    in_order = exited and os.environ.get("EXIT_STATUS") == "0"
+    if left and (in_order or look() is Fate.DOWN):
+        _end_leftovers(place.mark)
+    elif left:
+        _guard(look, place)
+    elif exited and not in_order:
         _wait(look)
-    if ended == ("exited", "0") or look() is Fate.DOWN:
-        _end_leftovers(mark)
-    elif _leftovers(mark):
-        _guard(look, mark)
     return 0
 
 
@@ -114,7 +118,7 @@ def _wait(look: Callable[[], Fate]) -> None:
         time.sleep(_LOOK)
 
 
-def _guard(look: Callable[[], Fate], mark: str) -> None:
+def _guard(look: Callable[[], Fate], place: RunDir) -> None:
     """In a process that systemd does not wait for."""
     if os.fork():
         return
@@ -124,10 +128,10 @@ def _guard(look: Callable[[], Fate], mark: str) -> None:
     while in_a_row < _LOOKS:
         time.sleep(_LOOK)
         fate = look()
-        if fate is Fate.BACK:
-            os._exit(0)
+        if fate is Fate.BACK or place.owner() is not None:
+            return
         in_a_row = in_a_row + 1 if fate is Fate.DOWN else 0
-    _end_leftovers(mark)
+    _end_leftovers(place.mark)
 
 
 # ---------------------------------------------------------------- what systemd says

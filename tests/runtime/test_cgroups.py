@@ -210,7 +210,8 @@ def test_a_unit_may_say_so_of_itself_and_of_no_other(group: Path, ours: bool) ->
 OOM = """
 import subprocess, sys
 from supervisor.runtime import tree
-open("/proc/self/oom_score_adj", "w").write("-500")
+with open("/proc/self/oom_score_adj", "w") as own:
+    own.write("-500")
 with subprocess.Popen(["sleep", "1000"]) as child:
     tree.take_usual_oom_score(child.pid)
     print(open(f"/proc/{child.pid}/oom_score_adj").read().strip())
@@ -221,5 +222,5 @@ with subprocess.Popen(["sleep", "1000"]) as child:
 def test_what_a_supervisor_starts_does_not_go_last_with_it() -> None:
     done = subprocess.run([sys.executable, "-c", OOM], capture_output=True, text=True, check=False)
     if "PermissionError" in done.stderr:
-        pytest.skip(f"{NOT_POSSIBLE}lowering the own OOM score takes root")
+        pytest.skip(f"{NOT_POSSIBLE}lowering the own OOM score takes CAP_SYS_RESOURCE")
     assert done.stdout == "0\n", done.stderr

@@ -230,6 +230,22 @@ def test_nothing_is_left_after_the_stop_of_a_frozen_supervisor(unit: Unit) -> No
     assert unit.show("Result") == "timeout"
 
 
+def test_what_runs_by_hand_is_not_the_units_to_end(unit: Unit) -> None:
+    """Both have the same run directory, unless somebody says otherwise."""
+    unit.write(two(unit)).install("--run-dir", str(unit.folder / "run"))
+    folders = ["--run-dir", str(unit.folder / "run"), "--log-dir", str(unit.folder / "logs")]
+    unit.supervisor("up", "--detach", *folders)
+    unit.systemctl("start", "--no-block", unit.name)
+    until(
+        lambda: any("already runs here" in entry["MESSAGE"] for entry in unit.journal()),
+        "the unit says that another one runs",
+    )
+    unit.systemctl("stop", unit.name)
+    assert len(unit.left()) == 2
+    unit.supervisor("down", *folders[:2])
+    assert unit.left() == []
+
+
 def test_down_is_not_undone(unit: Unit) -> None:
     unit.write(with_stray(unit)).install().start()
     unit.supervisor("down")
