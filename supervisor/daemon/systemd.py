@@ -53,6 +53,7 @@ async def notifying(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        notifier.close()
 
 
 class _Telling:

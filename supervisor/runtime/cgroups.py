@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from supervisor.runtime import tree
+from supervisor.runtime.descriptors import is_exhaustion, with_reserve
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Cgroups:
     def kill(self, name: str) -> None:
         """SIGKILL all in an instance's group, also what is being forked meanwhile."""
         try:
-            (self._group(name) / "cgroup.kill").write_text("1")
+            with_reserve(lambda: (self._group(name) / "cgroup.kill").write_text("1"))
         except FileNotFoundError:  # no such group, or a kernel before 5.14
             self._kill_each(name)
         except OSError as error:
@@ -151,13 +152,24 @@ def _is_delegated(group: Path, environ: Mapping[str, str]) -> bool:
 
 def _move(group: Path, pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended already
-        (group / "cgroup.procs").write_text(str(pid))
+        with_reserve(lambda: (group / "cgroup.procs").write_text(str(pid)))
 
 
 def _processes(group: Path) -> list[int]:
-    found: list[int] = []
-    for folder, _, _ in os.walk(group):
-        with contextlib.suppress(OSError):
-            text = Path(folder, "cgroup.procs").read_text()
-            found += [int(pid) for pid in text.split() if pid != "0"]
-    return found
+    def look() -> list[int]:
+        found: list[int] = []
+        for folder, _, _ in os.walk(group, onerror=_raise_exhaustion):
+            try:
+                text = Path(folder, "cgroup.procs").read_text()
+            except OSError as error:  # it is gone
+                _raise_exhaustion(error)
+            else:
+                found += [int(pid) for pid in text.split() if pid != "0"]
+        return found
+
+    return with_reserve(look)
+
+
+def _raise_exhaustion(error: OSError) -> None:
+    if is_exhaustion(error):
+        raise error

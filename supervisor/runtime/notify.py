@@ -25,6 +25,9 @@ class Notifier:
     def __init__(self, address: str, watchdog: float | None = None) -> None:
         self._address = _abstract(address)
         self.watchdog = watchdog
+        # Opened once: where no descriptor is free, the watchdog must be fed all the same. Nothing
+        # is connected, so that the manager may be restarted.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Notifier | None:
@@ -36,10 +39,11 @@ class Notifier:
 
     def send(self, *lines: str) -> None:
         """Never blocks. Raises OSError; whoever must be heard says it again later."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            # Anew each time, which costs nothing: the manager may have been restarted.
-            message = "\n".join(lines).encode(errors="replace")
-            sender.sendto(message, socket.MSG_DONTWAIT, self._address)
+        message = "\n".join(lines).encode(errors="replace")
+        self._socket.sendto(message, socket.MSG_DONTWAIT, self._address)
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 def _abstract(address: str) -> str:
