@@ -63,8 +63,20 @@ class Cgroups:
             return False
         return True
 
+    def open_entry(self, name: str) -> int | None:
+        """A descriptor through which a process puts itself into an instance's group (``enter``),
+        between fork and exec; None if there is none, and then ``place`` is what is left."""
+        try:
+            entry = self._make(self._group(name)) / "cgroup.procs"
+            return with_reserve(lambda: os.open(entry, os.O_WRONLY | os.O_CLOEXEC))
+        except OSError:
+            return None  # ``place`` says why
+
     def place(self, name: str, pid: int) -> None:
-        """Move a process that was just started, and what it has started since, into its group."""
+        """Move a process that was just started, and what it has started since, into its group.
+
+        What was forked and has left the tree before that is missed: see ``open_entry``.
+        """
         try:
             group = self._make(self._group(name))
             _move(group, pid)
@@ -119,6 +131,12 @@ class Cgroups:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def enter(entry: int) -> None:
+    """Called in a child between fork and exec: takes no lock, and never raises."""
+    with contextlib.suppress(OSError):
+        os.write(entry, b"0")
 
 
 def _own_group() -> Path | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import subprocess
@@ -29,7 +30,7 @@ from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
 from supervisor.runtime import pidfd, tree
-from supervisor.runtime.cgroups import Cgroups
+from supervisor.runtime.cgroups import Cgroups, enter
 from supervisor.runtime.descriptors import hold_reserve, with_reserve
 from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, birth
 from supervisor.runtime.listeners import Listeners, PortTaken
@@ -215,6 +216,7 @@ class Processes:
             handed_over = (self._listeners.open(spec.listen),)
             env[LISTEN_FD] = str(handed_over[0])
         secret = None if spec.secret_input is None else _memory_file(spec.secret_input)
+        entry = None if self._cgroups is None else self._cgroups.open_entry(spec.name)
         try:
             return _popen(
                 spec.argv,
@@ -223,10 +225,12 @@ class Processes:
                 stdin=subprocess.DEVNULL if secret is None else secret,
                 output=output,
                 handed_over=handed_over,
+                entry=entry,
             )
         finally:
-            if secret is not None:
-                os.close(secret)
+            for descriptor in (secret, entry):
+                if descriptor is not None:
+                    os.close(descriptor)
 
     def _env(self, spec: InstanceSpec) -> dict[str, str]:
         return {**self._environ, **dict(spec.env), tree.MARK: f"{self._mark}/{spec.name}"}
@@ -412,8 +416,10 @@ def _popen(
     stdin: int,
     output: int | None,
     handed_over: Collection[int] = (),
+    entry: int | None = None,
 ) -> int:
-    """Start a process in a session of its own; its pid. ``output`` None: thrown away."""
+    """Start a process in a session of its own; its pid. ``output`` None: thrown away; ``entry``:
+    that of its control group."""
     sink = subprocess.DEVNULL if output is None else output
     process = subprocess.Popen(
         list(argv),
@@ -424,6 +430,7 @@ def _popen(
         stderr=sink,
         pass_fds=handed_over,
         start_new_session=True,
+        preexec_fn=None if entry is None else functools.partial(enter, entry),
     )
     # We reap it ourselves; without a return code Popen would warn, and try to wait for it.
     process.returncode = 0

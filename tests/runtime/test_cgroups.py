@@ -14,7 +14,7 @@ import pytest
 from harness import NOT_POSSIBLE, alive, cgroup2, die_with_parent, until
 
 from supervisor.runtime import tree
-from supervisor.runtime.cgroups import DELEGATED, Cgroups
+from supervisor.runtime.cgroups import DELEGATED, Cgroups, enter
 
 SLEEP = "import signal\nwhile True: signal.pause()"
 SHEDS_EVERYTHING = f"""
@@ -73,6 +73,19 @@ def test_what_sheds_mark_session_and_parent_is_still_a_member(group: Path) -> No
         assert not alive(stray)
         groups.remove("vicuna-0")
         assert list((group / "instances").glob("@*")) == []
+
+
+def test_who_enters_before_exec_has_no_time_to_leave_anything_elsewhere(group: Path) -> None:
+    groups = Cgroups(group)
+    entry = groups.open_entry("one")
+    assert entry is not None
+    with subprocess.Popen(
+        [sys.executable, "-S", "-I", "-c", SHEDS_EVERYTHING], preexec_fn=lambda: enter(entry)
+    ):
+        os.close(entry)
+        until(lambda: len(groups.members("one")) == 2, "it has left a stray")
+        groups.kill("one")
+    until(lambda: not groups.members("one"), "all are gone")
 
 
 def test_what_was_forked_before_it_was_placed_comes_along(group: Path) -> None:
