@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "supervisor"]
 DEADLINE = 120.0
 """Seconds after which an awaited event counts as never coming. Not a measure of speed."""
+NOT_POSSIBLE = "not possible here: "
+"""Begins the reason of a skip that even CI accepts: this machine cannot do what the test needs."""
 
 
 # ---------------------------------------------------------------- waiting for events
@@ -85,6 +87,15 @@ def marked(needle: str) -> list[int]:
                 if needle.encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
     return [pid for pid in found if pid != os.getpid() and alive(pid)]
+
+
+def cgroup2() -> Path | None:
+    """Where control groups are, if they are of version 2 and we may make some."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[fields.index("-") + 1] == "cgroup2" and os.access(fields[4], os.W_OK):
+            return Path(fields[4])
+    return None
 
 
 # ---------------------------------------------------------------- a cluster

@@ -51,8 +51,8 @@ def run_dir(arguments: argparse.Namespace, in_file: str | None) -> Path:
 
     If nobody has chosen: the one in which a supervisor of this file runs already, else the first.
     """
-    if chosen := _chosen(arguments, in_file, "run_dir"):
-        return chosen
+    if named := chosen(arguments, in_file, "run_dir"):
+        return named
     first, *others = default_run_dirs(config_path(arguments), os.environ)
     if RunDir(first).owner() is None:
         for other in map(RunDir, others):
@@ -63,7 +63,7 @@ def run_dir(arguments: argparse.Namespace, in_file: str | None) -> Path:
 
 def log_dir(arguments: argparse.Namespace, in_file: str | None) -> Path:
     """``in_file`` is the file's own ``log_dir``."""
-    return _chosen(arguments, in_file, "log_dir") or Path("logs").absolute()
+    return chosen(arguments, in_file, "log_dir") or Path("logs").absolute()
 
 
 def client_run_dir(arguments: argparse.Namespace) -> Path:
@@ -78,10 +78,11 @@ def client_log_dir(arguments: argparse.Namespace) -> Path:
     return log_dir(arguments, _place_in_file(config_path(arguments), "log_dir"))
 
 
-def _chosen(arguments: argparse.Namespace, in_file: str | None, name: str) -> Path | None:
-    chosen = getattr(arguments, name) or os.environ.get(f"LLM_SUPERVISOR_{name.upper()}")
-    if chosen:
-        return Path(chosen).absolute()
+def chosen(arguments: argparse.Namespace, in_file: str | None, name: str) -> Path | None:
+    """What flag, environment or file say; None if nobody has chosen."""
+    named = getattr(arguments, name) or os.environ.get(f"LLM_SUPERVISOR_{name.upper()}")
+    if named:
+        return Path(named).absolute()
     return resolve(config_path(arguments).absolute().parent, in_file) if in_file else None
 
 

@@ -165,6 +165,16 @@ VERBS = (
     ),
     Verb("events", "events", "what has happened", (_FOLLOW, _JSON)),
     Verb("why", "why", "explain the state of a service or instance", (_NAME, _JSON)),
+    Verb(
+        "systemd",
+        "systemd",
+        "print a systemd unit that keeps this cluster up, or install it",
+        (
+            option("--install", action="store_true", help="write it where systemd looks for it"),
+            option("--user", action="store_true", help="for your own service manager"),
+            option("--run-as", metavar="USER", help="who it runs as; default: you"),
+        ),
+    ),
     Verb("schema", "check", "print the JSON schema of the cluster file", ()),
 )
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
+from supervisor.cli import journald
 from supervisor.cli.client import Client
 from supervisor.cli.failure import DONE, FAILED, USAGE, Failure
 from supervisor.cli.locations import (
@@ -33,8 +36,14 @@ from supervisor.spec.problems import SpecError
 
 
 def run_up(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
-    return _detach(arguments, options) if arguments.detach else _foreground(arguments, options)
+    try:
+        options = _options(arguments)
+        return _detach(arguments, options) if arguments.detach else _foreground(arguments, options)
+    except Failure as failure:
+        if not journald.is_our_output(os.environ):
+            raise
+        text = journald.lines(journald.ERROR, str(failure))
+        raise Failure(text, failure.status, prefix=False) from None
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -60,10 +69,9 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _foreground(arguments: argparse.Namespace, options: Options) -> int:
-    as_json = arguments.log_format == "json"
-    _set_up_logging(as_json=as_json)
+    listener = _set_up_output(arguments.log_format)
     try:
-        run(options, os.environ, _print_json if as_json else reporter())
+        run(options, os.environ, listener)
     except SpecError as error:
         raise Failure(str(error), USAGE, prefix=False) from None
     except AlreadyRunning as error:
@@ -71,6 +79,20 @@ def _foreground(arguments: argparse.Namespace, options: Options) -> int:
     except RunDirError as error:
         raise Failure(str(error), USAGE) from None
     return DONE
+
+
+def _set_up_output(log_format: str) -> Callable[[Entry], None]:
+    """Who is told of each entry of the journal."""
+    if log_format == "json":
+        _set_up_logging(sys.stdout, _JsonLines())
+        return _print_json
+    if journald.is_our_output(os.environ):
+        _set_up_logging(sys.stdout, journald.Formatter())
+        faulthandler.enable()  # the watchdog's SIGABRT shows where we hang
+        return journald.print_entry
+    plain = logging.Formatter("%(asctime)s  %(levelname)s %(message)s", "%H:%M:%S")
+    _set_up_logging(sys.stderr, plain)
+    return reporter()
 
 
 def _print_json(entry: Entry) -> None:
@@ -95,10 +117,9 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def _set_up_logging(*, as_json: bool) -> None:
-    handler = logging.StreamHandler(sys.stdout if as_json else sys.stderr)
-    plain = logging.Formatter("%(asctime)s  %(levelname)s %(message)s", "%H:%M:%S")
-    handler.setFormatter(_JsonLines() if as_json else plain)
+def _set_up_logging(stream: TextIO, formatter: logging.Formatter) -> None:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
     logging.raiseExceptions = False  # a full disk behind our output is no reason for a traceback
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 

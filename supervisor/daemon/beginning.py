@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +33,7 @@ class Beginning:
 
 def mark_of(run_dir: RunDir) -> str:
     """Distinguishes this cluster's processes from those of any other supervisor on the machine."""
-    return hashlib.sha256(os.fsencode(run_dir.path)).hexdigest()[:16]
+    return run_dir.mark
 
 
 def begins_with_something(run_dir: RunDir) -> bool:

@@ -24,7 +24,9 @@ from supervisor.daemon.keeper import Keeper
 from supervisor.daemon.prepare import ports_of
 from supervisor.daemon.reconciler import GoDown, HandOver, Reconciler
 from supervisor.daemon.reload import Reloader
+from supervisor.daemon.systemd import notifying
 from supervisor.daemon.upgrade import CannotUpgrade, Handover
+from supervisor.runtime import notify
 from supervisor.runtime.descriptors import Complaint
 from supervisor.runtime.logs import InstanceLogs
 from supervisor.runtime.processes import Processes
@@ -103,7 +105,8 @@ class _Running:
         file, wanted = beginning.file, beginning.wanted
         self._journal = Journal(time.time)
         self._journal.listen(listener)
-        self._processes = Processes(mark_of(run_dir), environ, self._deliver)
+        own = notify.for_instances(environ)
+        self._processes = Processes(mark_of(run_dir), own, self._deliver)
         self._logs = InstanceLogs(
             run_dir.path,
             options.log_dir,
@@ -145,7 +148,8 @@ class _Running:
             await asyncio.sleep(
                 0
             )  # the first processes are started here, before the API is imported
-            async with self._serving_the_api() as api:
+            told = notifying(self._environ, self._reconciler, self._reloader)
+            async with told, self._serving_the_api() as api:
                 self._keeper.restored = functools.partial(self._run_dir_restored, api)
                 self._reloader.read = functools.partial(self._look_after, watch)
                 self._look_after(watch, self._beginning.file, ())

@@ -139,7 +139,14 @@ class HandOver:
     """Leave off when all messages until now have been handled: another program goes on."""
 
 
-Message = InstanceEvent | StopSlot | StartSlot | Want | GoDown | HandOver
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Whether messages are handled: ``answered`` is called if so."""
+
+    answered: Callable[[], object]
+
+
+Message = InstanceEvent | StopSlot | StartSlot | Want | GoDown | HandOver | Ping
 
 
 class Reconciler:
@@ -389,7 +396,9 @@ class Reconciler:
                 self._go_down(reason)
             case HandOver():
                 self._handing_over = True
-        if not isinstance(message, InstanceEvent):
+            case Ping(answered):
+                answered()
+        if not isinstance(message, InstanceEvent | Ping):
             self._news = True
 
     def _go_down(self, reason: str) -> None:

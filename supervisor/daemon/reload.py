@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ class Reloader:
     run_dir: RunDir
     environ: Mapping[str, str]
     read: Callable[[ClusterFile, Collection[Path]], None] = lambda *_: None
+    around: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext
+    """Entered for as long as the file is read and planned."""
     problems: tuple[Problem, ...] = ()
     """What is wrong with the file as it is now."""
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -55,7 +58,7 @@ class Reloader:
 
         ``retry``: try again what could not be started, though nothing has changed.
         """
-        async with self._lock:
+        async with self._lock, self.around():
             number = self.journal.number
             try:
                 file, wanted = await self._prepare(None)

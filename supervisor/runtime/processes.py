@@ -9,7 +9,8 @@ commands of probes, the log writer. Nothing polls.
 
 What an earlier supervisor has started is no child of ours (unless we have become another program
 by exec): its leaders are watched through pidfds, and its strays, which went to init, are found
-among all processes of the machine.
+among all processes of the machine. Where control groups are delegated to us (``cgroups.py``), a
+stray is also found if it has shed all that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import subprocess
@@ -28,6 +30,7 @@ from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
 from supervisor.runtime import pidfd, tree
+from supervisor.runtime.cgroups import Cgroups, enter
 from supervisor.runtime.descriptors import hold_reserve, with_reserve
 from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, birth
 from supervisor.runtime.listeners import Listeners, PortTaken
@@ -77,6 +80,7 @@ class Processes:
         self._has_orphans = False
         """There is, or was, one: strays may be anywhere."""
         self._listeners = Listeners()
+        self._cgroups: Cgroups | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -88,6 +92,8 @@ class Processes:
         """Watch for exits. Must run in the main thread, before anything is spawned."""
         tree.become_subreaper()
         hold_reserve()
+        groups = Cgroups.find(self._environ)
+        self._cgroups = groups if groups is not None and groups.settle() else None
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(SIGCHLD, self._reap)
         loop.call_soon(self._reap)  # what ended while we became another program
@@ -188,6 +194,9 @@ class Processes:
             cause = _why_not_started(spec, error)
             self._deliver(spec.name, SpawnFailed(run, cause, _class_of(error)))
             return
+        if self._cgroups is not None:
+            self._cgroups.place(spec.name, pid)
+        tree.take_usual_oom_score(pid)
         stat = tree.stat_of(pid)  # there is one: it is our child, and only we reap it
         process = _Process(spec.name, run, pid, stat.born if stat else 0)
         self._leaders[pid] = self._current[spec.name] = process
@@ -207,6 +216,7 @@ class Processes:
             handed_over = (self._listeners.open(spec.listen),)
             env[LISTEN_FD] = str(handed_over[0])
         secret = None if spec.secret_input is None else _memory_file(spec.secret_input)
+        entry = None if self._cgroups is None else self._cgroups.open_entry(spec.name)
         try:
             return _popen(
                 spec.argv,
@@ -215,10 +225,12 @@ class Processes:
                 stdin=subprocess.DEVNULL if secret is None else secret,
                 output=output,
                 handed_over=handed_over,
+                entry=entry,
             )
         finally:
-            if secret is not None:
-                os.close(secret)
+            for descriptor in (secret, entry):
+                if descriptor is not None:
+                    os.close(descriptor)
 
     def _env(self, spec: InstanceSpec) -> dict[str, str]:
         return {**self._environ, **dict(spec.env), tree.MARK: f"{self._mark}/{spec.name}"}
@@ -272,7 +284,8 @@ class Processes:
         for _ in range(_CLOSE_ROUNDS):
             below = tree.children(os.getpid())
             elsewhere = tree.marked(f"{self._mark}/") if self._has_orphans else ()
-            left = [pid for pid in dict.fromkeys((*below, *elsewhere)) if pid != spare]
+            grouped = self._cgroups.instances() if self._cgroups is not None else ()
+            left = [pid for pid in dict.fromkeys((*below, *elsewhere, *grouped)) if pid != spare]
             if not left:
                 return
             for pid in left:
@@ -352,6 +365,8 @@ class Processes:
                 loop = asyncio.get_running_loop()
                 loop.call_later(_ORPHANS_PAUSE, self._check_cleared, process)
             return
+        if self._cgroups is not None:
+            self._cgroups.remove(process.name)
         del self._clearing[process.name]
         if self._current.get(process.name) is process:
             del self._current[process.name]
@@ -377,10 +392,14 @@ class Processes:
             is_its = tree.mark_of(pid) == mark or (session is not None and _session(pid) == session)
             if is_its and tree.born(pid) is not None:
                 below += [pid, *tree.descendants(pid)]
+        if self._cgroups is not None:
+            below += [pid for pid in self._cgroups.members(process.name) if pid not in apart]
         return list(dict.fromkeys(below))
 
     def _signal_all(self, process: _Process, number: Signals) -> None:
         leads = process.exited is None
+        if number is SIGKILL and self._cgroups is not None:
+            self._cgroups.kill(process.name)  # also what is being forked right now
         if leads:
             _kill_group(process.pid, number)
         for pid in self._members(process):
@@ -397,8 +416,10 @@ def _popen(
     stdin: int,
     output: int | None,
     handed_over: Collection[int] = (),
+    entry: int | None = None,
 ) -> int:
-    """Start a process in a session of its own; its pid. ``output`` None: thrown away."""
+    """Start a process in a session of its own; its pid. ``output`` None: thrown away; ``entry``:
+    that of its control group."""
     sink = subprocess.DEVNULL if output is None else output
     process = subprocess.Popen(
         list(argv),
@@ -409,6 +430,7 @@ def _popen(
         stderr=sink,
         pass_fds=handed_over,
         start_new_session=True,
+        preexec_fn=None if entry is None else functools.partial(enter, entry),
     )
     # We reap it ourselves; without a return code Popen would warn, and try to wait for it.
     process.returncode = 0

@@ -58,6 +58,7 @@ def default_run_dirs(config: Path, environ: Mapping[str, str]) -> list[Path]:
     if runtime := environ.get("XDG_RUNTIME_DIR"):
         bases.insert(0, Path(runtime) / "llm-supervisor")
     bases.append(Path(f"/run/user/{os.geteuid()}/llm-supervisor"))
+    bases.append(Path("/run/llm-supervisor"))  # of a system unit with User=
     return [base / name for base in dict.fromkeys(bases)]
 
 
@@ -71,6 +72,11 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.abspath(path))
         self._lock: int | None = None
+
+    @property
+    def mark(self) -> str:
+        """Distinguishes this cluster's processes from those of any other supervisor."""
+        return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
 
     @property
     def socket(self) -> Path:

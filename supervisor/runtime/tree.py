@@ -7,6 +7,7 @@ below its leader, or below a child of ours that bears the instance's mark.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from dataclasses import dataclass
@@ -115,6 +116,17 @@ def born(pid: int) -> int | None:
     """Start time of a living process (see ``Stat``); None for a zombie, and if there is none."""
     stat = stat_of(pid)
     return stat.born if stat is not None and stat.state not in "ZX" else None
+
+
+def take_usual_oom_score(pid: int) -> None:
+    """A supervisor that the kernel is to kill last (systemd: OOMScoreAdjust) does not want that for
+    a child of its own, which inherits it."""
+    with contextlib.suppress(OSError):
+        with open("/proc/self/oom_score_adj", "rb") as stream:
+            own = int(stream.read())
+        if own < 0:
+            with open(f"/proc/{pid}/oom_score_adj", "wb") as stream:
+                stream.write(b"0")
 
 
 def command_line(pid: int) -> str:
