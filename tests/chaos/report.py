@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -23,11 +23,15 @@ class Row:
         return {
             "blow": self.title,
             "count": self.count,
-            "converged_median_s": round(median(self.seconds), 3) if self.seconds else None,
-            "converged_max_s": round(max(self.seconds), 3) if self.seconds else None,
+            "converged_s": [round(one, 3) for one in self.seconds],
             "kept": self.kept,
             "violations": self.violations,
         }
+
+    def cells(self) -> list[str]:
+        times = [median(self.seconds), max(self.seconds)] if self.seconds else []
+        shown = [f"{one:.2f} s" for one in times] or ["", ""]
+        return [self.title, str(self.count), *shown, str(self.kept), str(self.violations)]
 
 
 @dataclass
@@ -48,9 +52,5 @@ def table(report: Report, order: Sequence[str]) -> str:
     ]
     known = [title for title in order if title in report.rows]
     for title in [*known, *(title for title in report.rows if title not in known)]:
-        lines.append(f"| {' | '.join(_cells(report.rows[title].as_json()))} |")
+        lines.append(f"| {' | '.join(report.rows[title].cells())} |")
     return "\n".join(lines)
-
-
-def _cells(row: Mapping[str, object]) -> list[str]:
-    return [f"{value:.2f} s" if isinstance(value, float) else str(value) for value in row.values()]
