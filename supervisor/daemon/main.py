@@ -145,9 +145,7 @@ class _Running:
             await self._start_instances()
             self._processes.start()  # not before all is known that may have ended meanwhile
             supervising = asyncio.create_task(self._supervise())
-            await asyncio.sleep(
-                0
-            )  # the first processes are started here, before the API is imported
+            await asyncio.sleep(0)  # starts the first processes, before the API is imported
             told = notifying(self._environ, self._reconciler, self._reloader)
             async with told, self._serving_the_api() as api:
                 self._keeper.restored = functools.partial(self._run_dir_restored, api)
