@@ -35,7 +35,6 @@ from supervisor.daemon.doors import (
     answered,
     read_within,
     refused,
-    tcp_listener,
 )
 from supervisor.daemon.editing import Draft, Edits, carry_out
 from supervisor.daemon.explain import explain
@@ -45,6 +44,7 @@ from supervisor.daemon.reconciler import GoDown, Reconciler, StartSlot, StopSlot
 from supervisor.daemon.reload import Reloader
 from supervisor.daemon.upgrade import CannotUpgrade
 from supervisor.runtime.blockers import blockers
+from supervisor.runtime.listeners import listen
 from supervisor.runtime.logs import follow, last_words, recent
 from supervisor.runtime.safewrite import WriteError
 from supervisor.spec.checks import tls_context
@@ -667,7 +667,7 @@ class Api:
         while True:
             try:
                 token, tls = read_token(resolve(base, control.token_file)), _tls(control, base)
-                listener = await asyncio.to_thread(tcp_listener, control.host, control.port)
+                listener = await asyncio.to_thread(listen, (control.host, control.port))
             except (BadToken, OSError, ValueError) as error:
                 why = getattr(error, "strerror", None) or str(error)
                 if why != told:

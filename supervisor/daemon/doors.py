@@ -330,26 +330,8 @@ async def read_within(seconds: float, request: web.Request) -> AsyncIterator[Non
         raise ConnectionResetError("the client takes too long") from None
 
 
-# ---------------------------------------------------------------- sockets
+# ---------------------------------------------------------------- those for whom there is no room
 
-
-def tcp_listener(host: str, port: int) -> socket.socket:
-    """Raises OSError."""
-    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, where = infos[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-_BACKLOG = 1024
-"""As many as of the Unix socket (``runtime/rundir.py``)."""
 _FULL_BODY = b'{"error": "too many connections at a time; try again in a moment"}'
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"

@@ -31,7 +31,7 @@ class Listeners:
         """
         if address not in self._sockets:
             self.keep([other for other in self._sockets if other[1] != address[1]])
-            self._sockets[address] = _listen(address)
+            self._sockets[address] = listen(address)
         return self._sockets[address].fileno()
 
     def adopt(self, address: Address, listener: socket.socket) -> None:
@@ -50,7 +50,8 @@ class Listeners:
             self._sockets.pop(address).close()
 
 
-def _listen(address: Address) -> socket.socket:
+def listen(address: Address) -> socket.socket:
+    """A listening socket. Raises PortTaken."""
     host, port = address
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -12,27 +12,12 @@ from pathlib import Path
 
 import pytest
 from harness import Cluster, alive, free_ports, until
-from test_supervision import SLEEP, listening, said, service, services
+from test_supervision import FAMILY, SLEEP, listening, said, service, services
 
 STUBBORN = textwrap.dedent("""\
     import signal
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("deaf", flush=True)
-    while True: signal.pause()
-    """)
-FAMILY = textwrap.dedent("""\
-    import os, signal
-    def pause(prepare):
-        if os.fork() == 0:
-            prepare()
-            print("grandchild", os.getpid(), flush=True)
-            while True: signal.pause()
-    def daemon():
-        os.setsid()
-        if os.fork(): os._exit(0)
-    pause(lambda: None)
-    pause(os.setsid)
-    pause(daemon)
     while True: signal.pause()
     """)
 

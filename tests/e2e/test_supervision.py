@@ -22,6 +22,24 @@ PYTHON = f"{sys.executable}, -S, -I, -c"
 SLEEP = "import signal; signal.pause()"
 
 
+FAMILY = textwrap.dedent("""\
+    import os, signal
+    def pause(prepare):
+        if os.fork() == 0:
+            prepare()
+            print("grandchild", os.getpid(), flush=True)
+            while True: signal.pause()
+    def daemon():
+        os.setsid()
+        if os.fork(): os._exit(0)
+    pause(lambda: None)
+    pause(os.setsid)
+    pause(daemon)
+    while True: signal.pause()
+    """)
+"""A child in its group, one in a session of its own, and one that forked twice."""
+
+
 def service(name: str, code: str, **fields: str) -> str:
     """One entry of `services` that runs Python code."""
     more = "".join(f"    {key}: {value}\n" for key, value in fields.items())
@@ -72,24 +90,7 @@ def test_down_stops_in_reverse(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, "down"])
 def test_nothing_is_left_behind(cluster: Cluster, how: object) -> None:
-    """A child in its group, one in a session of its own, and one that forked twice."""
-    code = textwrap.dedent("""\
-        import os, signal, time
-        def pause(prepare):
-            if os.fork() == 0:
-                prepare()
-                print("grandchild", os.getpid(), flush=True)
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                while True: signal.pause()
-        def daemon():
-            os.setsid()
-            if os.fork(): os._exit(0)
-        pause(lambda: None)
-        pause(os.setsid)
-        pause(daemon)
-        while True: signal.pause()
-        """)
-    cluster.write(services(service("family", code))).up().ready()
+    cluster.write(services(service("family", FAMILY))).up().ready()
     until(lambda: len(said(cluster, "family", r"^grandchild \d+")) == 3, "three grandchildren run")
     assert len(cluster.processes()) >= 5
     assert cluster.process is not None
