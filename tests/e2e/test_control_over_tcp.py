@@ -91,8 +91,7 @@ def test_a_port_that_is_taken_stops_nobody_and_is_told(cluster: Cluster, port: i
         with_control(cluster, port).up().ready()
         until(
             lambda: (
-                f"cannot listen on 127.0.0.1:{port}: Address already in use; tries again"
-                in events(cluster)
+                f"cannot listen on 127.0.0.1:{port}: port {port} is in use by" in events(cluster)
             ),
             "it is told",
         )
