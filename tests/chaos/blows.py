@@ -372,7 +372,10 @@ def until(world: World, condition: Callable[[], bool]) -> None:
 
 def until_replaced(world: World, slot: str, pid: int) -> None:
     """It is said to be ready until it has been found out: that is what is waited for."""
+    began = time.monotonic()
     until(world, lambda: world.pid(slot) != pid)
+    if world.pid(slot) == pid:
+        world.violate(f"{slot} (pid {pid}) is not replaced after {time.monotonic() - began:.0f} s")
 
 
 @contextlib.contextmanager
