@@ -70,11 +70,22 @@ def run(
         beginning = begin(options.file, run_dir, environ, handover.known if handover else None)
         log_lock = handover.log_dir_lock if handover else claims.claim_log_dir(options.log_dir)
         os.set_inheritable(log_lock, False)
-        run_dir.remember_ports(ports_of(beginning.wanted.values()))
+        _remember_ports(run_dir, beginning)
         running = _Running(options, run_dir, log_lock, beginning, handover, environ, listener)
         asyncio.run(running.serve())
     finally:
         run_dir.release()
+
+
+def _remember_ports(run_dir: RunDir, beginning: Beginning) -> None:
+    """Raises RunDirError at a first start. Later a disk that is full by now must not keep what runs
+    without a supervisor, and that has its ports all the same."""
+    try:
+        run_dir.remember_ports(ports_of(beginning.wanted.values()))
+    except RunDirError as error:
+        if beginning.adoption is None:
+            raise
+        log.warning("%s", error)
 
 
 class _Running:

@@ -227,22 +227,15 @@ def fill_disk(world: World, chance: Random) -> Story:
     """No byte more for logs and state; somebody dies, and perhaps the supervisor does as well."""
     victim = chance.choice(world.running)
     ballast = world.disk / "ballast"
-    supervisor_dies = chance.random() < 0.5
     try:
         _fill(ballast)
         kill(world, victim)
-        if not supervisor_dies:
-            yield [victim]
-        else:
-            world.expects_end = True
-            world.kill_supervisor()
-            world.start_supervisor()
-            time.sleep(1.0)
+        yield [victim]
+        if chance.random() < 0.5:
+            yield from kill_supervisor(world, chance)
     finally:
         ballast.unlink(missing_ok=True)
-    until(world, lambda: world.status() is not None)
-    world.expects_end = False
-    yield [victim]
+    yield NOBODY
 
 
 def starve(world: World, chance: Random) -> Story:
@@ -379,7 +372,10 @@ def until(world: World, condition: Callable[[], bool]) -> None:
 
 def until_replaced(world: World, slot: str, pid: int) -> None:
     """It is said to be ready until it has been found out: that is what is waited for."""
+    began = time.monotonic()
     until(world, lambda: world.pid(slot) != pid)
+    if world.pid(slot) == pid:
+        world.violate(f"{slot} (pid {pid}) is not replaced after {time.monotonic() - began:.0f} s")
 
 
 @contextlib.contextmanager

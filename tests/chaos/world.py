@@ -60,8 +60,6 @@ class World:
     stopped: set[str] = field(default_factory=set)
     broken: bool = False
     """The file as it is on the disk cannot be read; ``content`` is still in force."""
-    expects_end: bool = False
-    """The supervisor may end by itself just now, e.g. as its disk is full when it starts."""
     withdraw: Callable[[Collection[str]], None] = lambda _: None
     """Clients are to ask for these no more; returns when all requests for them are under way."""
     hits: list[Hit] = field(default_factory=list)
@@ -141,7 +139,7 @@ class World:
             self._ended_at = 0.0
         elif not self._ended_at:
             self._ended_at = time.monotonic()
-            if not (self.expects_end or self._complained == self.blow):
+            if self._complained != self.blow:
                 self._complained = self.blow
                 words = self.output.read_text(errors="replace")[-600:]
                 self.violate(f"the supervisor has ended by itself with {code}: …{words}")

@@ -357,7 +357,8 @@ def test_a_full_disk_of_the_logs_stops_nobody(cluster: Cluster, small_disk: Path
 
 
 def test_a_full_disk_of_the_run_directory_stops_nobody(cluster: Cluster, small_disk: Path) -> None:
-    """A crash and an edit are carried out; it says what it could not write, and later it can."""
+    """A crash and an edit are carried out; it says what it could not write, and later it can. An
+    upgrade, and whoever comes after a killed supervisor, take over all the same."""
     cluster.run_dir = small_disk / "run"
     one = service("one", SLEEP)
     cluster.write(services(one)).up().ready()
@@ -369,6 +370,12 @@ def test_a_full_disk_of_the_run_directory_stops_nobody(cluster: Cluster, small_d
         assert cluster.run("reload").returncode == 0
         cluster.until("two", "ready")
         assert "No space left on device" in cluster.output.read_text()
+        before = cluster.pids()
+        assert cluster.run("upgrade").returncode == 0
+        assert cluster.pids() == before
+        cluster.kill_supervisor()
+        cluster.up().ready()
+        assert cluster.pids() == before
     pid = cluster.instance("two")["pid"]
     cluster.write(services(one, service("two", SLEEP), service("three", SLEEP)))
     assert cluster.run("reload").returncode == 0
