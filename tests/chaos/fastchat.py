@@ -38,7 +38,10 @@ def content(folder: Path) -> Content:
             "restart": dict(_RESTART),
             "stop_grace": "5s",
             # Short, or a run would be one of waiting until somebody is found out.
-            "probes": {"progress": {"interval": "1s", "stall_after": "15s", "idle_after": "30s"}},
+            "probes": {
+                "liveness": {"interval": "2s", "timeout": "10s", "failures": 3},
+                "progress": {"interval": "1s", "stall_after": "15s", "idle_after": "30s"},
+            },
         },
         "workers": {
             _OWL: {"model_path": f"{ROOT}/models/{_OWL}", "replicas": 2},
