@@ -30,6 +30,9 @@ Story = Iterator[Collection[str]]
 Play = Callable[[World, Random], Story]
 NOBODY: Collection[str] = ()
 
+_PATIENCE = 120.0
+"""Seconds until somebody must have been found out. Not a measure of speed."""
+
 
 @dataclass(frozen=True)
 class Blow:
@@ -364,7 +367,7 @@ def kill(world: World, slot: str) -> None:
 
 def until(world: World, condition: Callable[[], bool]) -> None:
     """Wait for it; whether it has ever come is for the check that follows to say."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + _PATIENCE
     while time.monotonic() < end and not condition():
         world.look_after_supervisor()
         time.sleep(0.02)

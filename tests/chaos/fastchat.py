@@ -38,7 +38,10 @@ def content(folder: Path) -> Content:
             "restart": dict(_RESTART),
             "stop_grace": "5s",
             # Short, or a run would be one of waiting until somebody is found out.
-            "probes": {"progress": {"interval": "1s", "stall_after": "15s", "idle_after": "30s"}},
+            "probes": {
+                "liveness": {"interval": "2s", "timeout": "10s", "failures": 3},
+                "progress": {"interval": "1s", "stall_after": "15s", "idle_after": "30s"},
+            },
         },
         "workers": {
             _OWL: {"model_path": f"{ROOT}/models/{_OWL}", "replicas": 2},
@@ -103,7 +106,9 @@ class ChatClients:
         answers = self._traffic.answers[self._judged :]
         self._judged += len(answers)
         failed = [one for one in answers if one.fault]
-        found = [one for one in failed if not any(_excuses(hit, one, spans) for hit in world.hits)]
+        found = [
+            one for one in failed if not any(_excuses(world, hit, one, spans) for hit in world.hits)
+        ]
         self.excused += len(failed) - len(found)
         return [
             Failure(
@@ -116,21 +121,24 @@ class ChatClients:
         ]
 
 
-def _excuses(hit: Hit, answer: Answer, spans: Collection[Span]) -> bool:
+def _excuses(world: World, hit: Hit, answer: Answer, spans: Collection[Span]) -> bool:
     """What was under way in a process that was killed may be lost: all of it in the API server,
     in a worker what has begun to be answered. Anything else is asked again, or waits.
 
     More may fail, until all is well again, of a worker that is not dead but sick, and answers with
-    its own errors; and of an API server that dies while there is no supervisor: nobody has its
+    its own errors; and of an API server that dies together with the supervisor: nobody has its
     socket then.
     """
     if hit.slot != "api_server" and hit.slot.rpartition("-")[0] != answer.model:
         return False
-    if hit.sick or (hit.slot == "api_server" and not hit.supervised):
-        well = min((one.ended for one in spans if one.began <= hit.at <= one.ended), default=hit.at)
-        return hit.at <= answer.ended and answer.began <= well
     under_way = answer.began <= hit.at + _JUST_SENT and answer.ended >= hit.at
-    return under_way and (answer.cut or hit.slot == "api_server")
+    if under_way and (answer.cut or hit.slot == "api_server"):
+        return True
+    span = next((one for one in spans if one.began <= hit.at <= one.ended), None)
+    if span is None or answer.ended < span.began or answer.began > span.ended:
+        return False
+    orphaned = not hit.supervised or any(span.began <= one <= span.ended for one in world.deaths)
+    return hit.sick or (hit.slot == "api_server" and orphaned)
 
 
 # ---------------------------------------------------------------- blows of its own

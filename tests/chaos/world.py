@@ -63,6 +63,8 @@ class World:
     withdraw: Callable[[Collection[str]], None] = lambda _: None
     """Clients are to ask for these no more; returns when all requests for them are under way."""
     hits: list[Hit] = field(default_factory=list)
+    deaths: list[float] = field(default_factory=list)
+    """Of the supervisor, by our hand. Times of the monotonic clock."""
     violations: list[Violation] = field(default_factory=list)
     blow: int = 0
 
@@ -121,6 +123,7 @@ class World:
     def kill_supervisor(self) -> None:
         """kill -9, and wait until it is dead."""
         if self._process is not None:
+            self.deaths.append(time.monotonic())
             self._process.kill()
             self._process.wait()
 
