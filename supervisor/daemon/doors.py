@@ -24,8 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from supervisor.daemon.views import ErrorView, View
-
-log = logging.getLogger(__name__)
+from supervisor.runtime.descriptors import is_exhaustion
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,9 @@ class Door:
             try:
                 connection, _ = await loop.sock_accept(listener)
             except OSError as error:  # no descriptor left, or a client that has gone already
-                log.debug("cannot accept a connection: %s", error)
+                if is_exhaustion(error):
+                    said = {"message": "cannot accept a connection", "exception": error}
+                    loop.call_exception_handler(said)  # who says it once: `descriptors.Complaint`
                 await asyncio.sleep(0.1)
                 continue
             await asyncio.sleep(0)  # accepting does not wait while there are any
