@@ -30,7 +30,7 @@ Story = Iterator[Collection[str]]
 Play = Callable[[World, Random], Story]
 NOBODY: Collection[str] = ()
 
-_PATIENCE = 120.0
+_PATIENCE = 180.0
 """Seconds until somebody must have been found out. Not a measure of speed."""
 
 

@@ -161,5 +161,5 @@ FORM = Form(
     pid,
     lambda seed, _: FakeClients(seed),
     BLOWS,
-    bound=30.0,
+    bound=60.0,
 )

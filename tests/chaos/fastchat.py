@@ -40,7 +40,7 @@ def content(folder: Path) -> Content:
             # Short, or a run would be one of waiting until somebody is found out.
             "probes": {
                 "liveness": {"interval": "2s", "timeout": "10s", "failures": 3},
-                "progress": {"interval": "1s", "stall_after": "15s", "idle_after": "30s"},
+                "progress": {"interval": "1s", "stall_after": "40s", "idle_after": "60s"},
             },
         },
         "workers": {
