@@ -137,7 +137,8 @@ class RunDir:
             self._lock = lock
             try:
                 os.ftruncate(lock, 0)
-                os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
+                with contextlib.suppress(OSError):  # the disk is full: ours all the same
+                    os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
                 self.socket.unlink(missing_ok=True)  # of a supervisor that was killed
             except OSError:
                 self.release()

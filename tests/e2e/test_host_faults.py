@@ -386,6 +386,25 @@ def test_a_full_disk_of_the_run_directory_stops_nobody(cluster: Cluster, small_d
     assert cluster.processes() == []
 
 
+@pytest.mark.parametrize("how", ["upgraded", "killed"])
+def test_a_supervisor_comes_back_to_a_full_disk(
+    cluster: Cluster, small_disk: Path, how: str
+) -> None:
+    cluster.run_dir = small_disk / "run"
+    pids = cluster.write(services(service("one", SLEEP))).up().ready().pids()
+    with full(small_disk):
+        if how == "killed":
+            cluster.kill_supervisor()
+            cluster.up()
+        else:
+            done = cluster.run("upgrade")
+            assert done.returncode == 0, done.stderr + cluster.output.read_text()
+        assert cluster.pids() == pids
+        os.kill(pids["one"], signal.SIGKILL)
+        until(lambda: cluster.pids().get("one") not in (None, pids["one"]), "it is supervised")
+    assert cluster.run("up").returncode == 1  # it is ours all the same
+
+
 # ---------------------------------------------------------------- time
 
 
