@@ -232,7 +232,7 @@ class _Running:
             listener = socket.socket(fileno=descriptor)
             listener.set_inheritable(False)
             self._processes.listeners.adopt((host, port), listener)
-        await self._processes.end([one.pid for one in adoption.unknown])
+        await self._processes.end(adoption.unknown)
         self._reconciler.adopt(adoption)
         if self._beginning.problems:
             self._reloader.tell_problems(self._beginning.problems)

@@ -106,7 +106,7 @@ def become(handover: Handover, environ: Mapping[str, str]) -> NoReturn:
     """
     try:
         with _in_memory(handover) as memory, _inherited((memory.fileno(), *handover.descriptors)):
-            # The words after the interpreter as they were: flags of its own, module or script, verb.
+            # The words after the interpreter as they were: its flags, module or script, verb.
             words = [sys.executable, *sys.orig_argv[1:]]
             os.execve(sys.executable, words, {**environ, _VARIABLE: str(memory.fileno())})
     except OSError as error:
