@@ -205,6 +205,10 @@ class RunDir:
         except FileNotFoundError:
             return None
 
+    def has_state(self) -> bool:
+        """Whether a supervisor has not come to an orderly end here."""
+        return self._state.is_file()
+
     def write_state(self, content: bytes) -> None:
         """Whole or not at all. Raises OSError.
 
