@@ -7,6 +7,7 @@ handover to the program that an upgrade becomes (``upgrade.py``) is in memory on
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,7 +70,15 @@ def read(content: bytes) -> State:
         raise Unusable("it is damaged") from None
     if saved.boot_id != boot_id():
         raise Unusable("it is from before the last boot")
+    if not all(_can_be_an_instance(one.status.pid) for one in live(saved.state)):
+        raise Unusable("it is damaged")
     return saved.state
+
+
+def _can_be_an_instance(pid: int | None) -> bool:
+    """Whoever takes init, or pid 0 (whose session is that of all that came from outside of our
+    namespace), or ourselves for an instance, ends all of it with that."""
+    return pid is not None and pid > 1 and pid != os.getpid()
 
 
 def to_json(adapter: TypeAdapter[Any], value: object) -> bytes:

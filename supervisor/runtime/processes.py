@@ -401,7 +401,7 @@ class Processes:
         # A number is not given out again while it is still a session's.
         holder = tree.stat_of(process.pid)
         is_its_own = holder is None or holder.born == process.born
-        session = process.pid if is_its_own else None
+        session = process.pid if is_its_own and process.pid > 1 else None
         leaders = {one.pid for one in self._current.values() if one.exited is None}
         apart = {os.getpid(), *leaders, *self._helpers, *below}
         for pid in tree.pids() if self._has_orphans else tree.children(os.getpid()):
