@@ -7,6 +7,7 @@ handover to the program that an upgrade becomes (``upgrade.py``) is in memory on
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -61,7 +62,7 @@ def write(state: State) -> bytes:
 def read(content: bytes) -> State:
     """Raises Unusable: damaged, of another version, or from before the last boot."""
     try:
-        found = json.loads(content)
+        found = json.loads(content, parse_float=_finite, parse_constant=_finite)
         version = found.get("version")
         if version != VERSION:
             raise Unusable(f"it is of version {version!r}, and this program knows {VERSION}")
@@ -70,9 +71,27 @@ def read(content: bytes) -> State:
         raise Unusable("it is damaged") from None
     if saved.boot_id != boot_id():
         raise Unusable("it is from before the last boot")
-    if not all(_can_be_an_instance(one.status.pid) for one in live(saved.state)):
+    if not _can_be(saved.state):
         raise Unusable("it is damaged")
     return saved.state
+
+
+def _finite(text: str) -> float:
+    """A time that is none could not even be shown. Raises ValueError."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _can_be(state: State) -> bool:
+    """Of two members with one name, the process of one would be nobody's; names become paths."""
+    names = [one.name for one in state.members]
+    return (
+        len(set(names)) == len(names)
+        and not any("/" in name or name[:1] in ("", ".") for name in names)
+        and all(_can_be_an_instance(one.status.pid) for one in live(state))
+    )
 
 
 def _can_be_an_instance(pid: int | None) -> bool:
@@ -83,7 +102,8 @@ def _can_be_an_instance(pid: int | None) -> bool:
 
 def to_json(adapter: TypeAdapter[Any], value: object) -> bytes:
     """Also of paths and variables that are not UTF-8, which JSON of pydantic's own cannot hold."""
-    return json.dumps(adapter.dump_python(value, mode="json")).encode()
+    content = adapter.dump_python(value, mode="json")
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def boot_id() -> str:

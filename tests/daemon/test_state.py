@@ -30,6 +30,21 @@ def test_a_pid_that_can_be_no_instance_is_damage(pid: int) -> None:
         state.read(noted(pid))
 
 
+@pytest.mark.parametrize("time", [b"NaN", b"-Infinity", b"1e999"])
+def test_a_time_that_is_none_is_damage(time: bytes) -> None:
+    content = noted(os.getppid())
+    assert b'"since":0.0' in content
+    with pytest.raises(state.Unusable, match="damaged"):
+        state.read(content.replace(b'"since":0.0', b'"since":' + time))
+
+
+@pytest.mark.parametrize("names", [("one", "one"), ("../one",), ("",), (".one",)])
+def test_names_that_cannot_be_are_damage(names: tuple[str, ...]) -> None:
+    members = tuple(Member(instance(name), Status()) for name in names)
+    with pytest.raises(state.Unusable, match="damaged"):
+        state.read(state.write(state.State(members=members)))
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"[]", b"1", b"null", b"{", b"[" * 100_000, b'{"version": 1, "state": []}', b"\xff"],

@@ -183,6 +183,19 @@ def test_down_that_was_under_way_is_over(cluster: Cluster) -> None:
     assert cluster.instance("deaf")["desired"] == "running"
 
 
+def test_one_whose_log_cannot_be_had_is_supervised_all_the_same(cluster: Cluster) -> None:
+    cluster.write(services(service("one", SLEEP))).up().ready()
+    pid = cluster.pids()["one"]
+    until(lambda: noted(cluster, "one"), "it is noted")
+    cluster.kill_supervisor()
+    (cluster.run_dir / "out" / "one").unlink()
+    (cluster.run_dir / "out" / "one").mkdir()
+    cluster.up().ready()
+    assert cluster.pids() == {"one": pid}
+    assert cluster.run("down").returncode == 0
+    assert not alive(pid)
+
+
 def test_a_clean_end_leaves_no_state(cluster: Cluster) -> None:
     cluster.write(services(service("one", SLEEP))).up().ready()
     until(lambda: state_file(cluster).exists(), "it is written")
