@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,16 +50,16 @@ def print_warnings(file: ClusterFile) -> None:
 def run_dir(arguments: argparse.Namespace, in_file: str | None) -> Path:
     """``in_file`` is the file's own ``run_dir``.
 
-    If nobody has chosen: the one in which a supervisor of this file runs already, else the first.
+    If nobody has chosen: the one in which a supervisor of this file runs already, or in which one
+    that was killed has left something to go on with, else the first.
     """
     if named := chosen(arguments, in_file, "run_dir"):
         return named
-    first, *others = default_run_dirs(config_path(arguments), os.environ)
-    if RunDir(first).owner() is None:
-        for other in map(RunDir, others):
-            if other.is_ours() and other.owner() is not None:
-                return other.path
-    return first
+    places = [RunDir(path) for path in default_run_dirs(config_path(arguments), os.environ)]
+    ours = [place for place in places if place.is_ours()]
+    running = (place for place in ours if place.owner() is not None)
+    left = (place for place in ours if place.has_state())
+    return next(chain(running, left), places[0]).path
 
 
 def log_dir(arguments: argparse.Namespace, in_file: str | None) -> Path:

@@ -28,6 +28,7 @@ from supervisor.cli.locations import (
     run_dir,
 )
 from supervisor.cli.progress import reporter
+from supervisor.daemon import upgrade
 from supervisor.daemon.beginning import begins_with_something
 from supervisor.daemon.journal import Entry
 from supervisor.daemon.main import Options, run
@@ -54,7 +55,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         # A supervisor that was killed may have left something running, which must not be left
         # alone because the file is being edited. Where that is can be read all the same.
         place = client_run_dir(arguments)
-        if not begins_with_something(RunDir(place)):
+        if not (upgrade.is_under_way(os.environ) or begins_with_something(RunDir(place))):
             raise
         return Options(path, place, client_log_dir(arguments))
     print_warnings(file)

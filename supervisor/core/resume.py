@@ -85,5 +85,21 @@ def found_running(
     )
 
 
+def stopped(status: Status) -> Status:
+    """The status of an instance that was told to stop, and whose process never came to be.
+
+    If it is wanted all the same, it is started as soon as what it depends on is ready.
+    """
+    return replace(
+        status,
+        state=State.STOPPED,
+        reason=status.stop_reason,
+        timer=None,
+        stage=None,
+        again=False,
+        fault=None,
+    )
+
+
 def _rotation(status: Status) -> tuple[Effect, ...]:
     return (EnterRotation(status.run),) if status.in_rotation else ()

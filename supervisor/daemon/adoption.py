@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State, Status
 from supervisor.core.plan import candidates
-from supervisor.core.resume import found_running
+from supervisor.core.resume import found_running, stopped
 from supervisor.core.rollout import Member
 from supervisor.daemon.state import State as Known
 from supervisor.runtime.leftovers import Leftover, runs
@@ -86,7 +86,9 @@ class _Survey:
             return replace(member, status=there)
         if processes:
             self._strays.append(member.name)
-        if awaited and not (status.state is State.STARTING and member.spec.is_launchable):
+        if status.state is State.STOPPING:  # before it came to be, and whoever asked for it stays
+            return replace(member, status=stopped(status))
+        if awaited and not member.spec.is_launchable:
             self._counts[member.name] = (status.run, status.epoch)
             return None  # it never came to be; what is wanted in its place is started anew
         return member

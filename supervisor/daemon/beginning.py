@@ -30,6 +30,12 @@ class Beginning:
     notes: tuple[str, ...] = ()
     """What people should know of it."""
 
+    @property
+    def has_processes(self) -> bool:
+        """Whether anything runs to go on with."""
+        adopted = self.adoption.adopted if self.adoption else []
+        return any(tree.born(one.status.pid or 0) == one.status.born for one in adopted)
+
 
 def mark_of(run_dir: RunDir) -> str:
     """Distinguishes this cluster's processes from those of any other supervisor on the machine."""
@@ -47,7 +53,7 @@ def begin(
     """``handed_over``: the state, by the program that we were before (``state.write``).
 
     Raises SpecError if the file, or a port, is no good, unless something runs that goes on all the
-    same: a supervisor that comes back must not leave it alone.
+    same: a supervisor that comes back must not leave it alone, nor may an upgrade end one.
     """
     found = leftovers.find(mark_of(run_dir))
     known, notes = _known(run_dir, handed_over, found)
@@ -59,7 +65,10 @@ def begin(
         read = load(file, environ)
         wanted = prepare(read, run_dir.remembered_ports(), environ, running=held)
     except SpecError as error:
-        return _without_file(file, known, found, error, notes)
+        beginning = _without_file(file, known, found, error, notes)
+        if handed_over is None and not beginning.has_processes:
+            raise
+        return beginning
     known = state.rejoined(known, wanted)
     adoption = _survey(known, found, wanted)
     if adoption.unknown:
@@ -79,9 +88,6 @@ def _without_file(
     # The note may be older than what runs; by launch and port it tells all the same what that is.
     noted = {one.spec.slot: one.spec for one in known.members if not one.leaving}
     adoption = _survey(known, found, noted)
-    alive = [one for one in adoption.adopted if tree.born(one.status.pid or 0) == one.status.born]
-    if not alive:
-        raise error
     # Who is not known now may be known once the file is mended, by the next supervisor.
     adoption = replace(adoption, unknown=())
     return Beginning(ClusterFile.none(path), noted, adoption, error.problems, tuple(notes))

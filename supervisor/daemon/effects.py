@@ -91,13 +91,15 @@ class LocalEffects:
 
     def adopt(self, spec: InstanceSpec, status: Status) -> None:
         assert status.pid is not None
-        settings = self._log_settings
-        self._logs.define(spec.name, max_bytes=settings.max_size, keep=settings.keep)
-        self._logs.mark(spec.name, f"pid {status.pid} goes on, supervised by pid {os.getpid()}")
-        if spec.listen is not None:
-            self._take_socket(spec, spec.listen, status.pid)
-        told = status.stage not in (None, Stage.DRAIN)
-        self._processes.adopt(spec.name, status.run, status.pid, status.born, told=told)
+        try:
+            settings = self._log_settings
+            self._logs.define(spec.name, max_bytes=settings.max_size, keep=settings.keep)
+            self._logs.mark(spec.name, f"pid {status.pid} goes on, supervised by pid {os.getpid()}")
+            if spec.listen is not None:
+                self._take_socket(spec, spec.listen, status.pid)
+        finally:  # a process that nobody watches could not even be stopped
+            told = status.stage not in (None, Stage.DRAIN)
+            self._processes.adopt(spec.name, status.run, status.pid, status.born, told=told)
 
     def clear(self, name: str) -> None:
         self._processes.clear(name)

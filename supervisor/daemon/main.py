@@ -11,11 +11,12 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supervisor import __version__
+from supervisor.core.cluster import ClusterState
 from supervisor.daemon import claims, state, upgrade
 from supervisor.daemon.beginning import Beginning, begin, mark_of
 from supervisor.daemon.effects import LocalEffects
@@ -61,6 +62,8 @@ def run(
     Raises SpecError (the file, or a port, is no good; nothing was started) and RunDirError.
     """
     handover = upgrade.received(environ)
+    if handover is not None:
+        options = replace(options, run_dir=Path(handover.run_dir), log_dir=Path(handover.log_dir))
     run_dir = RunDir(options.run_dir)
     if handover is None:
         run_dir.claim()
@@ -111,6 +114,8 @@ class _Running:
         self._upgrades = handover.upgrades if handover else 0
         self._control: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unheard: set[int] = set()
+        """Signals that have come, and are not yet a message."""
         self._watched: set[Path] = set()
         """The files that make the cluster file up."""
         file, wanted = beginning.file, beginning.wanted
@@ -181,7 +186,7 @@ class _Running:
 
     async def _supervise(self) -> None:
         while not await self._reconciler.run():
-            self._become_another()
+            await self._become_another()
 
     async def _start_logs(self) -> None:
         try:
@@ -197,14 +202,24 @@ class _Running:
         self._processes.adopt_helper(pid, lambda _: self._logs.writer_exited())
 
     def _listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             down = GoDown(f"received {number.name}")
-            loop.add_signal_handler(number, self._reconciler.post, down)
+            self._on_signal(number, functools.partial(self._reconciler.post, down))
         # A closed terminal sends it, too, and is no reason to stop serving.
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-        loop.add_signal_handler(signal.SIGUSR2, self._upgrade_quietly)
+        self._on_signal(signal.SIGHUP, self._reload)
+        self._on_signal(signal.SIGUSR2, self._upgrade_quietly)
         upgrade.accept_signals()
+
+    def _on_signal(self, number: signal.Signals, act: Callable[[], None]) -> None:
+        """The loop hears of a signal a moment after it has come, which may be too late."""
+
+        def heard() -> None:
+            self._unheard.discard(number)
+            act()
+
+        asyncio.get_running_loop().add_signal_handler(number, heard)
+        signal.signal(number, lambda *_: self._unheard.add(number))
+        signal.siginterrupt(number, False)  # as the loop had it
 
     async def _start_instances(self) -> None:
         for note in self._beginning.notes:
@@ -217,7 +232,7 @@ class _Running:
             listener = socket.socket(fileno=descriptor)
             listener.set_inheritable(False)
             self._processes.listeners.adopt((host, port), listener)
-        await self._processes.end([one.pid for one in adoption.unknown])
+        await self._processes.end(adoption.unknown)
         self._reconciler.adopt(adoption)
         if self._beginning.problems:
             self._reloader.tell_problems(self._beginning.problems)
@@ -287,6 +302,8 @@ class _Running:
 
     async def _upgrade(self) -> None:
         """Set going what ``_become_another`` completes. Raises CannotUpgrade."""
+        if self._reconciler.state is ClusterState.STOPPING:
+            raise CannotUpgrade("the cluster is going down")
         await upgrade.try_program(self._to_hand_over(), self._processes, self._environ)
         loop = asyncio.get_running_loop()
         loop.call_later(_ANSWER_FIRST, self._reconciler.post, HandOver())
@@ -300,21 +317,32 @@ class _Running:
 
         self._in_background(attempt())
 
-    def _become_another(self) -> None:
+    async def _become_another(self) -> None:
         """Does not come back, unless it cannot be done. No message may be waiting."""
-        self._keeper.write_now()  # should the new program die before it can
+        upgrade.hold_signals()  # and await nothing: a child that starts now would inherit that
         try:
-            upgrade.become(self._to_hand_over(), self._environ)
+            if self._unheard:
+                self._reconciler.post(HandOver())  # once more, after what the signal asks for
+            else:
+                self._keeper.write_now()  # should the new program die before it can
+                upgrade.become(self._to_hand_over(), self._environ)
         except CannotUpgrade as error:
             self._journal.write("", "upgrade", f"not upgraded: {error}")
+        finally:
+            upgrade.accept_signals()
+        await asyncio.sleep(0)
 
     def _to_hand_over(self) -> Handover:
-        assert self._control is not None
+        """Raises CannotUpgrade."""
+        if self._control is None:
+            raise CannotUpgrade("it is just starting")
         listeners = self._processes.listeners.descriptors.items()
         return Handover(
             known=state.write(self._reconciler.known),
             started=self._started,
             upgrades=self._upgrades + 1,
+            run_dir=str(self._run_dir.path),
+            log_dir=str(self._options.log_dir.absolute()),
             run_dir_lock=self._run_dir.lock,
             log_dir_lock=self._log_lock,
             control_socket=self._control.fileno(),

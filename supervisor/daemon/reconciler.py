@@ -136,7 +136,8 @@ class StartSlot:
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Leave off when all messages until now have been handled: another program goes on."""
+    """Leave off when all messages until now have been handled: another program goes on. Not while
+    going down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +394,10 @@ class Reconciler:
             case Want():
                 self._want(message)
             case GoDown(reason):
+                self._handing_over = False  # its successor would start all of it again
                 self._go_down(reason)
+            case HandOver() if self._going_down:
+                log.warning("going down: no other program takes over any more")
             case HandOver():
                 self._handing_over = True
             case Ping(answered):

@@ -6,11 +6,15 @@ handover to the program that an upgrade becomes (``upgrade.py``) is in memory on
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.plan import form_of
@@ -18,6 +22,8 @@ from supervisor.core.rollout import History, Member
 
 VERSION = 1
 """Of the form; one that a reader does not know is as good as none."""
+_DAMAGED = (ValueError, RecursionError, AttributeError)
+"""What reading nonsense raises; a ValidationError is a ValueError."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -46,26 +52,58 @@ class Unusable(Exception):
 
 
 _SAVED = TypeAdapter(_Saved)
-_VERSION_ONLY = TypeAdapter(dict[str, object])
 
 
 def write(state: State) -> bytes:
     """As JSON, whole: secrets of the specs included."""
-    return _SAVED.dump_json(_Saved(VERSION, boot_id(), state))
+    return to_json(_SAVED, _Saved(VERSION, boot_id(), state))
 
 
 def read(content: bytes) -> State:
     """Raises Unusable: damaged, of another version, or from before the last boot."""
     try:
-        version = _VERSION_ONLY.validate_json(content).get("version")
+        found = json.loads(content, parse_float=_finite, parse_constant=_finite)
+        version = found.get("version")
         if version != VERSION:
             raise Unusable(f"it is of version {version!r}, and this program knows {VERSION}")
-        saved = _SAVED.validate_json(content)
-    except ValidationError:  # without its text, which quotes what was read
+        saved = _SAVED.validate_python(found)
+    except _DAMAGED:  # without its text, which quotes what was read
         raise Unusable("it is damaged") from None
     if saved.boot_id != boot_id():
         raise Unusable("it is from before the last boot")
+    if not _can_be(saved.state):
+        raise Unusable("it is damaged")
     return saved.state
+
+
+def _finite(text: str) -> float:
+    """A time that is none could not even be shown. Raises ValueError."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _can_be(state: State) -> bool:
+    """Of two members with one name, the process of one would be nobody's; names become paths."""
+    names = [one.name for one in state.members]
+    return (
+        len(set(names)) == len(names)
+        and not any("/" in name or name[:1] in ("", ".") for name in names)
+        and all(_can_be_an_instance(one.status.pid) for one in live(state))
+    )
+
+
+def _can_be_an_instance(pid: int | None) -> bool:
+    """Whoever takes init, or pid 0 (whose session is that of all that came from outside of our
+    namespace), or ourselves for an instance, ends all of it with that."""
+    return pid is not None and pid > 1 and pid != os.getpid()
+
+
+def to_json(adapter: TypeAdapter[Any], value: object) -> bytes:
+    """Also of paths and variables that are not UTF-8, which JSON of pydantic's own cannot hold."""
+    content = adapter.dump_python(value, mode="json")
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def boot_id() -> str:

@@ -7,14 +7,16 @@ holds the whole state, secrets included, which are nowhere else then.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from supervisor.daemon import state
 from supervisor.runtime.processes import Processes
@@ -41,6 +43,9 @@ class Handover:
     """When the supervisor was first started, in seconds since the epoch."""
     upgrades: int
     """How often it has become another program, this time included."""
+    run_dir: str
+    log_dir: str
+    """They stay where they are, whatever the file says by now: what runs is bound to them."""
     run_dir_lock: int
     log_dir_lock: int
     control_socket: int
@@ -56,19 +61,26 @@ class Handover:
 _HANDOVER = TypeAdapter(Handover)
 
 
+def is_under_way(environ: Mapping[str, str]) -> bool:
+    """Whether another program has become this one, and nobody has received what it hands over."""
+    return _VARIABLE in environ
+
+
 def received(environ: MutableMapping[str, str]) -> Handover | None:
     """What the program that this process was before has handed over, if it was one."""
     given = environ.pop(_VARIABLE, None)
     if given is None:
         return None
     with open(int(given), "rb") as stream:
-        return _HANDOVER.validate_json(stream.read())
+        return _HANDOVER.validate_python(json.loads(stream.read()))
 
 
 async def try_program(handover: Handover, processes: Processes, environ: Mapping[str, str]) -> None:
     """Whether the program that is installed now starts and understands us; else CannotUpgrade."""
-    with _in_memory(handover) as memory, os.fdopen(os.memfd_create("trial"), "r+b") as output:
+    with contextlib.ExitStack() as stack:
         try:
+            memory = stack.enter_context(_in_memory(handover))
+            output = stack.enter_context(os.fdopen(os.memfd_create("trial"), "r+b"))
             code = await processes.call(
                 [sys.executable, "-m", "supervisor.daemon.trial"],
                 os.getcwd(),
@@ -88,22 +100,35 @@ async def try_program(handover: Handover, processes: Processes, environ: Mapping
 
 
 def become(handover: Handover, environ: Mapping[str, str]) -> NoReturn:
-    """Be the program that is installed now. Raises CannotUpgrade if there is none."""
-    memory = _in_memory(handover)
-    kept = (memory.fileno(), *handover.descriptors)
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Be the program that is installed now, with signals held back (``hold_signals``).
+
+    Raises CannotUpgrade if there is none.
+    """
     try:
-        for descriptor in kept:
-            os.set_inheritable(descriptor, True)
-        # The words after the interpreter as they were: flags of its own, module or script, verb.
-        words = [sys.executable, *sys.orig_argv[1:]]
-        os.execve(sys.executable, words, {**environ, _VARIABLE: str(memory.fileno())})
+        with _in_memory(handover) as memory, _inherited((memory.fileno(), *handover.descriptors)):
+            # The words after the interpreter as they were: its flags, module or script, verb.
+            words = [sys.executable, *sys.orig_argv[1:]]
+            os.execve(sys.executable, words, {**environ, _VARIABLE: str(memory.fileno())})
     except OSError as error:
-        for descriptor in kept:
-            os.set_inheritable(descriptor, False)
-        memory.close()
-        accept_signals()
         raise CannotUpgrade(f"cannot start {sys.executable}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _inherited(descriptors: Collection[int]) -> Iterator[None]:
+    """The next program gets them; no other child, if there is none."""
+    try:
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
+        yield
+    finally:
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(descriptor, False)
+
+
+def hold_signals() -> None:
+    """Those that come from now on are the next program's to handle."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def accept_signals() -> None:
@@ -114,14 +139,14 @@ def accept_signals() -> None:
 def can_go_on_from(content: bytes) -> bool:
     """Whether this program understands that handover."""
     try:
-        state.read(_HANDOVER.validate_json(content).known)
-    except (ValidationError, state.Unusable):
+        state.read(_HANDOVER.validate_python(json.loads(content)).known)
+    except (ValueError, RecursionError, state.Unusable):
         return False
     return True
 
 
 def _in_memory(handover: Handover) -> BinaryIO:
     memory = os.fdopen(os.memfd_create("llm-supervisor-handover"), "r+b")
-    memory.write(_HANDOVER.dump_json(handover))
+    memory.write(state.to_json(_HANDOVER, handover))
     memory.seek(0)
     return memory

@@ -32,7 +32,7 @@ from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
 from supervisor.runtime import pidfd, tree
 from supervisor.runtime.cgroups import Cgroups, enter
 from supervisor.runtime.descriptors import hold_reserve, with_reserve
-from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, birth
+from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, Leftover, birth
 from supervisor.runtime.listeners import Listeners, PortTaken
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,9 @@ _CLOSE_ROUNDS = 500
 """Times to look for what is left, ten milliseconds apart."""
 _END_ROUNDS, _END_PAUSE = 200, 0.05
 """Ten seconds for what nobody knows to end, and as many for the kernel to kill it."""
-_ORPHANS_PAUSE = 0.02
-"""Seconds between two looks at strays that are no children of ours: nobody tells of their end."""
+_ORPHANS_PAUSES = 0.02, 0.5
+"""Seconds between two looks at strays that are no children of ours, at first and at last: nobody
+tells of their end, and all processes of the machine are looked through."""
 
 _SIGNALS = {Stage.TERM: SIGTERM, Stage.INT: SIGINT, Stage.KILL: SIGKILL}
 
@@ -62,6 +63,9 @@ class _Process:
     """It was asked to stop: what it leaves behind gets the same time that it had itself."""
     exited: Exited | None = None
     cleared: asyncio.Event = field(default_factory=asyncio.Event)
+    look: asyncio.TimerHandle | None = None
+    """When it is looked again for what it left behind."""
+    pause: float = _ORPHANS_PAUSES[0]
 
 
 class Processes:
@@ -112,7 +116,11 @@ class Processes:
 
         async def when_clear() -> None:
             await before.cleared.wait()
-            self._spawn(spec, run, output)
+            try:
+                self._spawn(spec, run, output)
+            except Exception as error:  # a defect; nobody else would ever hear of it
+                log.exception("cannot start %s; please report this", spec.name)
+                self._deliver(spec.name, SpawnFailed(run, repr(error), CauseClass.UNKNOWN))
 
         task = asyncio.create_task(when_clear())
         self._tasks.add(task)
@@ -142,14 +150,19 @@ class Processes:
         self._signal_all(process, SIGKILL)
         self._check_cleared(process)
 
-    async def end(self, pids: Collection[int]) -> None:
-        """Ask processes that are nobody's to end, and kill them if they do not."""
+    async def end(self, left: Collection[Leftover]) -> None:
+        """Ask processes that are nobody's to end, and kill them if they do not.
+
+        What they start meanwhile is found again with the instance of that name, or at the end.
+        """
+        self._has_orphans = self._has_orphans or bool(left)
         for number in (SIGTERM, SIGKILL):
-            for pid in pids:
-                _kill(pid, number)
+            left = [one for one in left if tree.born(one.pid) == one.born]
+            for one in left:
+                _kill(one.pid, number)
             for _ in range(_END_ROUNDS):
-                pids = [pid for pid in pids if tree.born(pid) is not None]
-                if not pids:
+                left = [one for one in left if tree.born(one.pid) == one.born]
+                if not left:
                     return
                 await asyncio.sleep(_END_PAUSE)
 
@@ -361,9 +374,9 @@ class Processes:
         if strays:
             if not process.told:
                 self._signal_all(process, SIGKILL)
-            if self._has_orphans:
+            if self._has_orphans and process.look is None:
                 loop = asyncio.get_running_loop()
-                loop.call_later(_ORPHANS_PAUSE, self._check_cleared, process)
+                process.look = loop.call_later(process.pause, self._look_again, process)
             return
         if self._cgroups is not None:
             self._cgroups.remove(process.name)
@@ -374,6 +387,11 @@ class Processes:
         if process.told and process.exited is not None:
             self._deliver(process.name, process.exited)
 
+    def _look_again(self, process: _Process) -> None:
+        process.look = None
+        process.pause = min(2 * process.pause, _ORPHANS_PAUSES[1])
+        self._check_cleared(process)
+
     # ------------------------------------------------------------ trees
 
     def _members(self, process: _Process) -> list[int]:
@@ -383,7 +401,7 @@ class Processes:
         # A number is not given out again while it is still a session's.
         holder = tree.stat_of(process.pid)
         is_its_own = holder is None or holder.born == process.born
-        session = process.pid if is_its_own else None
+        session = process.pid if is_its_own and process.pid > 1 else None
         leaders = {one.pid for one in self._current.values() if one.exited is None}
         apart = {os.getpid(), *leaders, *self._helpers, *below}
         for pid in tree.pids() if self._has_orphans else tree.children(os.getpid()):

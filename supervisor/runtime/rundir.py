@@ -137,7 +137,8 @@ class RunDir:
             self._lock = lock
             try:
                 os.ftruncate(lock, 0)
-                os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
+                with contextlib.suppress(OSError):  # the disk is full: ours all the same
+                    os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
                 self.socket.unlink(missing_ok=True)  # of a supervisor that was killed
             except OSError:
                 self.release()
@@ -203,6 +204,10 @@ class RunDir:
                 return stream.read(_STATE_MAX)
         except FileNotFoundError:
             return None
+
+    def has_state(self) -> bool:
+        """Whether a supervisor has not come to an orderly end here."""
+        return self._state.is_file()
 
     def write_state(self, content: bytes) -> None:
         """Whole or not at all. Raises OSError.

@@ -36,6 +36,7 @@ from supervisor.core.lifecycle import (
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.reconciler import (
     GoDown,
+    HandOver,
     InstanceEvent,
     Reconciler,
     StartSlot,
@@ -281,6 +282,24 @@ async def test_the_journal_tells_who_did_what_and_why() -> None:
 
 
 # ---------------------------------------------------------------- going down
+
+
+@story
+async def test_who_goes_down_does_not_hand_over() -> None:
+    """The next program would take it for over, and start all of it again."""
+    for messages in ([GoDown("down"), HandOver()], [HandOver(), GoDown("down")]):
+        async with asyncio.timeout(PATIENCE):
+            told = Story([FIRST])
+            told.start()
+            told.engine.hold("exit vicuna-0")
+            supervision = asyncio.create_task(told.reconciler.run())
+            await told.ready()
+            for message in messages:
+                told.reconciler.post(message)
+            await told.until(vicuna_0=State.STOPPING)
+            assert not supervision.done()
+            told.engine.release("exit vicuna-0")
+            assert await supervision is True
 
 
 @story

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Cluster, alive, free_ports, until
+from harness import DEADLINE, Cluster, alive, free_ports, until
 from test_supervision import FAMILY, SLEEP, listening, said, service, services
 
 STUBBORN = textwrap.dedent("""\
@@ -181,6 +181,19 @@ def test_down_that_was_under_way_is_over(cluster: Cluster) -> None:
     cluster.up()
     cluster.until("one", "ready")
     assert cluster.instance("deaf")["desired"] == "running"
+
+
+def test_one_whose_log_cannot_be_had_is_supervised_all_the_same(cluster: Cluster) -> None:
+    cluster.write(services(service("one", SLEEP))).up().ready()
+    pid = cluster.pids()["one"]
+    until(lambda: noted(cluster, "one"), "it is noted")
+    cluster.kill_supervisor()
+    (cluster.run_dir / "out" / "one").unlink()
+    (cluster.run_dir / "out" / "one").mkdir()
+    cluster.up().ready()
+    assert cluster.pids() == {"one": pid}
+    assert cluster.run("down").returncode == 0
+    assert not alive(pid)
 
 
 def test_a_clean_end_leaves_no_state(cluster: Cluster) -> None:
@@ -434,3 +447,97 @@ def is_new(cluster: Cluster) -> bool:
     assert cluster.process is not None
     environ = Path(f"/proc/{cluster.process.pid}/environ").read_bytes()
     return b"LLM_SUPERVISOR_HANDOVER=" in environ
+
+
+def test_a_signal_just_before_an_upgrade_is_not_lost(cluster: Cluster) -> None:
+    """The event loop hears of it a moment later, and then there is another program."""
+    injected = cluster.folder / "injected"
+    injected.mkdir()
+    (injected / "sitecustomize.py").write_text(
+        textwrap.dedent("""\
+            import os, signal, sys
+            def inject(path, names, target=None):
+                if path == "supervisor.daemon.upgrade":
+                    sys.meta_path.pop(0)
+                    import supervisor.daemon.reconciler as reconciler
+                    run = reconciler.Reconciler.run
+                    async def run_and_signal(self):
+                        over = await run(self)
+                        os.kill(os.getpid(), signal.SIGTERM)
+                        return over
+                    reconciler.Reconciler.run = run_and_signal
+            class Finder:
+                find_spec = staticmethod(inject)
+            if "LLM_SUPERVISOR_HANDOVER" not in os.environ:
+                sys.meta_path.insert(0, Finder)
+            """)
+    )
+    cluster.environ["PYTHONPATH"] = str(injected)
+    cluster.write(services(service("one", SLEEP))).up().ready()
+    assert cluster.process is not None
+    os.kill(cluster.process.pid, signal.SIGUSR2)
+    assert cluster.process.wait(DEADLINE) == 0
+    assert "received SIGTERM" in cluster.output.read_text()
+    assert cluster.processes() == []
+
+
+def test_an_upgrade_while_the_file_is_broken_and_nothing_runs(cluster: Cluster) -> None:
+    """What a person has stopped can be started again, as before the upgrade."""
+    good = services(service("one", SLEEP))
+    cluster.write(good).up().ready()
+    assert cluster.run("stop", "one").returncode == 0
+    cluster.write("services: {one: {comand: [x]}}")
+    until(lambda: cluster.status()["cluster"]["problems"], "it is noticed")
+    done = cluster.run("upgrade")
+    assert done.returncode == 0, done.stderr
+    assert cluster.status()["cluster"]["problems"]
+    assert cluster.instance("one")["state"] == "stopped"
+    assert cluster.run("start", "one").returncode == 0
+    pids = cluster.pids()
+    cluster.write(good)
+    until(lambda: not cluster.status()["cluster"]["problems"], "it is mended")
+    assert cluster.ready().pids() == pids
+
+
+def test_an_upgrade_stays_in_its_folders_whatever_the_file_says(tmp_path: Path) -> None:
+    """What runs bears the mark of the run directory, and writes into pipes there."""
+    cluster = Placed(tmp_path)
+    try:
+        cluster.write(services(service("one", SLEEP), top=placed("run"))).up().ready()
+        pids = cluster.pids()
+        cluster.write(services(service("one", SLEEP), top=placed("elsewhere")))
+        until(lambda: "the next time" in cluster.output.read_text(), "the edit is read")
+        done = cluster.run("upgrade", "--run-dir", str(cluster.run_dir))
+        assert done.returncode == 0, done.stderr + cluster.output.read_text()
+        assert not (tmp_path / "elsewhere").exists()
+        cluster.write(services(service("one", SLEEP), top=placed("run")))
+        assert cluster.ready().pids() == pids
+    finally:
+        cluster.down()
+
+
+class Placed(Cluster):
+    """One whose file says where its folders are."""
+
+    @property
+    def places(self) -> list[str]:
+        return ["-c", str(self.file)]
+
+
+def placed(folder: str) -> str:
+    return f"run_dir: {folder}\nlog_dir: {folder}/logs"
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / os.fsdecode(b"caf\xe9"))
+    cluster.folder.mkdir()
+    try:
+        pids = cluster.write(services(service("one", SLEEP))).up().ready().pids()
+        done = cluster.run("upgrade")
+        assert done.returncode == 0, done.stderr
+        until(lambda: noted(cluster, "one"), "it is noted")
+        take_over(cluster)
+        assert cluster.pids() == pids
+        assert "Traceback" not in cluster.output.read_text()
+    finally:
+        cluster.down()

@@ -357,6 +357,30 @@ def test_it_is_found_with_and_without_a_runtime_folder(
         shutil.rmtree(place, ignore_errors=True)
 
 
+def test_what_a_killed_one_left_is_adopted_with_and_without_a_runtime_folder(
+    cluster: Cluster, short_folder: Path
+) -> None:
+    """Started from cron, killed, started again from a login shell: never a second copy."""
+    cluster.write(ONE)
+    place = cluster.run_dir = default_run_dirs(cluster.file, {})[0]
+    try:
+        before = cluster.up().ready().pids()
+        until(lambda: (place / "state.json").exists(), "it is noted")
+        cluster.kill_supervisor()
+        where = ["-c", str(cluster.file), "--log-dir", str(cluster.log_dir)]
+        name, _, value = cluster.token.partition("=")
+        environ = {"XDG_RUNTIME_DIR": str(short_folder), name: value}
+        done = command("up", "-d", *where, **environ)
+        assert done.returncode == 0, done.stderr
+        assert cluster.pids() == before
+        done = command("down", *where, **environ)
+        is_a_sentence(done, 0, "")
+    finally:
+        cluster.run("down")
+        cluster.down()
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def test_a_service_may_not_take_the_name_of_the_supervisors_log(cluster: Cluster) -> None:
     cluster.write("services: {supervisor: {command: [sleep, '1']}}")
     done = cluster.run("validate")

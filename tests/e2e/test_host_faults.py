@@ -386,6 +386,21 @@ def test_a_full_disk_of_the_run_directory_stops_nobody(cluster: Cluster, small_d
     assert cluster.processes() == []
 
 
+@pytest.mark.parametrize("how", ["upgraded", "killed"])
+def test_a_supervisor_comes_back_where_it_cannot_note_its_ports(cluster: Cluster, how: str) -> None:
+    """As on a disk that is full to the last byte."""
+    pids = cluster.write(services(service("one", SLEEP))).up().ready().pids()
+    (cluster.run_dir / "ports.json.new").mkdir()
+    if how == "killed":
+        cluster.kill_supervisor()
+        cluster.up()
+    else:
+        done = cluster.run("upgrade")
+        assert done.returncode == 0, done.stderr + cluster.output.read_text()
+    assert cluster.pids() == pids
+    assert "going on with what runs" in cluster.output.read_text()
+
+
 # ---------------------------------------------------------------- time
 
 

@@ -1,0 +1,61 @@
+"""A state file is believed only as far as it can be true."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from instances import instance
+
+from supervisor.core.lifecycle import State, Status
+from supervisor.core.rollout import Member
+from supervisor.daemon import state
+
+
+def noted(pid: int) -> bytes:
+    status = Status(State.READY, wanted=True, run=1, pid=pid, born=1)
+    return state.write(state.State(members=(Member(instance("one"), status),)))
+
+
+def test_it_is_read_as_it_was_written() -> None:
+    (member,) = state.read(noted(os.getppid())).members
+    assert member.status.pid == os.getppid()
+
+
+@pytest.mark.parametrize("pid", [0, 1, -1, -5, os.getpid()])
+def test_a_pid_that_can_be_no_instance_is_damage(pid: int) -> None:
+    """All with the session of pid 0 would be killed, and all that is below init."""
+    with pytest.raises(state.Unusable, match="damaged"):
+        state.read(noted(pid))
+
+
+@pytest.mark.parametrize("time", [b"NaN", b"-Infinity", b"1e999"])
+def test_a_time_that_is_none_is_damage(time: bytes) -> None:
+    content = noted(os.getppid())
+    assert b'"since":0.0' in content
+    with pytest.raises(state.Unusable, match="damaged"):
+        state.read(content.replace(b'"since":0.0', b'"since":' + time))
+
+
+@pytest.mark.parametrize("names", [("one", "one"), ("../one",), ("",), (".one",)])
+def test_names_that_cannot_be_are_damage(names: tuple[str, ...]) -> None:
+    members = tuple(Member(instance(name), Status()) for name in names)
+    with pytest.raises(state.Unusable, match="damaged"):
+        state.read(state.write(state.State(members=members)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"1", b"null", b"{", b"[" * 100_000, b'{"version": 1, "state": []}', b"\xff"],
+)
+def test_nonsense_is_damage_or_of_another_version(content: bytes) -> None:
+    with pytest.raises(state.Unusable):
+        state.read(content)
+
+
+def test_what_is_not_utf8_is_kept() -> None:
+    spec = instance("one", cwd=os.fsdecode(b"/caf\xe9"))
+    known = state.State(members=(Member(spec, Status()),))
+    assert state.read(state.write(known)).members == known.members
+    assert json.loads(state.write(known))["version"] == state.VERSION
