@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
-import itertools
 import json
 import os
 import resource
@@ -242,18 +241,24 @@ def fill_disk(world: World, chance: Random) -> Story:
 
 
 def starve(world: World, chance: Random) -> Story:
-    """The supervisor has no descriptor left for a while, and somebody dies."""
+    """Clients of the API have all descriptors that the supervisor may have; and somebody dies."""
     victim, seconds = chance.choice(world.running), chance.uniform(0.1, 1.5)
     pid = world.supervisor
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = {int(one) for one in os.listdir(f"/proc/{pid}/fd")}
-    free = next(number for number in itertools.count() if number not in used)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+    most = max(int(one) for one in os.listdir(f"/proc/{pid}/fd")) + 5
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, before[1]))
     try:
-        kill(world, victim)
-        time.sleep(seconds)
+        with contextlib.ExitStack() as stack:
+            for _ in range(most):
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.settimeout(0.05)
+                with contextlib.suppress(OSError):  # as many as it can hold wait, the others do not
+                    client.connect(str(world.run_dir / "control.sock"))
+            kill(world, victim)
+            time.sleep(seconds)
     finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        if world.supervised:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     yield [victim]
 
 
