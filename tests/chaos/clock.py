@@ -10,6 +10,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 
@@ -44,6 +45,13 @@ class Clock:
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+d}\n")
         new.replace(self._file)
+
+
+def forget(pids: Collection[int]) -> None:
+    """Remove what libfaketime leaves in shared memory of processes that were killed."""
+    for pid in pids:
+        for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
+            Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def _library() -> Path | None:

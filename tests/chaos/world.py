@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from harness import COMMAND, ROOT, die_with_parent, guard
 
-from chaos import control, processes
+from chaos import clock, control, processes
 from chaos.clock import Clock
 from chaos.form import Content, Form
 
@@ -83,6 +83,7 @@ class World:
         self._process: subprocess.Popen[bytes] | None = None
         self._bystander: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
+        self._supervisors: list[int] = []
         self._ended_at = 0.0
         self._complained = -1
         """The blow after which it was told that the supervisor ends by itself."""
@@ -119,6 +120,7 @@ class World:
                 cwd=ROOT,
                 preexec_fn=die_with_parent,
             )
+        self._supervisors.append(self._process.pid)
 
     def kill_supervisor(self) -> None:
         """kill -9, and wait until it is dead."""
@@ -214,6 +216,7 @@ class World:
             self._bystander.wait()
         if self._guard is not None:
             self._guard.communicate()
+        clock.forget(self._supervisors)
 
     # ------------------------------------------------------------ its file
 
