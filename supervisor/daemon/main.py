@@ -88,7 +88,7 @@ def _remember_ports(run_dir: RunDir, beginning: Beginning) -> None:
     except RunDirError as error:
         if beginning.adoption is None:
             raise
-        log.warning("%s", error)
+        log.warning("%s; going on with what runs", error)
 
 
 class _Running:

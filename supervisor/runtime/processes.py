@@ -357,7 +357,7 @@ class Processes:
         self._clearing[process.name] = process
         if self._has_orphans:
             asyncio.get_running_loop().call_soon(self._check_all_cleared)
-        strays = self._members(process)
+        strays = self._strays(process)
         if strays:
             # A graceful stop has been announced to the whole tree; a crash has not.
             how = SIGTERM if process.told else SIGKILL
@@ -370,11 +370,11 @@ class Processes:
         """Report a stop, and let a successor start, once nothing of the tree is left."""
         if self._clearing.get(process.name) is not process:
             return
-        strays = self._members(process)
-        if strays:
-            if not process.told:
+        strays = self._strays(process)
+        if strays is None or strays:
+            if strays and not process.told:
                 self._signal_all(process, SIGKILL)
-            if self._has_orphans and process.look is None:
+            if (self._has_orphans or strays is None) and process.look is None:
                 loop = asyncio.get_running_loop()
                 process.look = loop.call_later(process.pause, self._look_again, process)
             return
@@ -386,6 +386,14 @@ class Processes:
         process.cleared.set()
         if process.told and process.exited is not None:
             self._deliver(process.name, process.exited)
+
+    def _strays(self, process: _Process) -> list[int] | None:
+        """What is left of its tree; None if we cannot look now: no exit may be lost for that."""
+        try:
+            return self._members(process)
+        except OSError as error:
+            log.warning("cannot see what %s left: %s; looking again", process.name, error.strerror)
+            return None
 
     def _look_again(self, process: _Process) -> None:
         process.look = None
@@ -420,7 +428,7 @@ class Processes:
             self._cgroups.kill(process.name)  # also what is being forked right now
         if leads:
             _kill_group(process.pid, number)
-        for pid in self._members(process):
+        for pid in self._strays(process) or ():
             # Once the leader has been reaped, its number may be another group's.
             if not leads or _group(pid) != process.pid:
                 _kill(pid, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -112,3 +113,36 @@ def test_only_the_very_process_that_was_found_is_ended() -> None:
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_an_exit_is_told_also_when_nobody_can_look_for_strays(
+    orphan: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without any free descriptor, not even of the reserve; what is left is found later."""
+    leader, child = orphan
+    look, blind = tree.pids, True
+
+    def pids() -> list[int]:
+        if blind:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return look()
+
+    monkeypatch.setattr(tree, "pids", pids)
+
+    async def story() -> None:
+        nonlocal blind
+        told: asyncio.Queue[Any] = asyncio.Queue()
+        processes = Processes(MARK, dict(os.environ), lambda _, event: told.put_nowait(event))
+        processes.start()
+        born = tree.born(leader)
+        assert born is not None
+        processes.adopt("one", 1, leader, born, told=False)
+        os.kill(leader, signal.SIGKILL)
+        async with asyncio.timeout(DEADLINE):
+            assert isinstance(await told.get(), Exited)
+            assert alive(child)
+            blind = False
+            while alive(child):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(story())
