@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -120,14 +120,19 @@ def test_an_exit_is_told_also_when_nobody_can_look_for_strays(
 ) -> None:
     """As without any free descriptor, not even of the reserve; what is left is found later."""
     leader, child = orphan
-    look, blind = tree.pids, True
+    blind = True
 
-    def pids() -> list[int]:
-        if blind:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return look()
+    def unless_blind(look: Callable[..., list[int]]) -> Callable[..., list[int]]:
+        def looked(*arguments: int) -> list[int]:
+            if blind:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return look(*arguments)
 
-    monkeypatch.setattr(tree, "pids", pids)
+        return looked
+
+    # Which of the two: the test before may have made us the reaper of orphans.
+    monkeypatch.setattr(tree, "pids", unless_blind(tree.pids))
+    monkeypatch.setattr(tree, "children", unless_blind(tree.children))
 
     async def story() -> None:
         nonlocal blind
