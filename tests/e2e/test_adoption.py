@@ -251,7 +251,7 @@ def stale(path: Path) -> None:
     content = json.loads(path.read_text())
     for member in content["state"]["members"]:
         member["status"]["run"] -= 1
-        member["status"]["pid"] = 1
+        member["status"]["pid"] = 2**22  # more than there can be
         member["status"]["born"] = 1
     path.write_text(json.dumps(content))
 
