@@ -16,7 +16,12 @@ _PATIENCE = 60.0
 def run_upgrade(arguments: argparse.Namespace) -> int:
     client = Client(arguments)
     before = client.get("/v1/status")["cluster"]
-    client.post("/v1/upgrade")
+    try:
+        client.post("/v1/upgrade")
+    except Failure as failure:
+        # Somebody else's was quicker, and the program that we have asked is no more.
+        if failure.status != NOT_RUNNING:
+            raise
     limit = _PATIENCE if arguments.timeout is None else arguments.timeout
     end = time.monotonic() + limit
     while time.monotonic() < end:

@@ -173,6 +173,9 @@ class Reconciler:
         self._histories: dict[str, History] = {}
         self._counts: dict[str, tuple[int, int]] = {}
         """Run and epoch of each instance that was forgotten: what is late must stay stale."""
+        self._known_to_others: set[str] = set()
+        """Adopted controllers that are not ready yet: an earlier supervisor may have told them of
+        workers that are no more."""
         self._changing = False
         self._listening: set[tuple[str, int]] = set()
         self._effects = effects
@@ -338,6 +341,8 @@ class Reconciler:
         if spec.role is Role.CONTROLLER and status.state is State.READY:
             with _surviving(spec.name, "controller_goes_on"):
                 self._effects.controller_goes_on(spec)
+        elif spec.role is Role.CONTROLLER and status.pid is not None:
+            self._known_to_others.add(spec.name)
         effects, events = resume(status, spec)
         for effect in effects:
             with _surviving(spec.name, effect, self._could_not(effect, spec.name)):
@@ -626,7 +631,11 @@ class Reconciler:
             self._histories[spec.slot] = History(self._whole(spec), None if mended else failure)
             self._dirty = True
         stays = spec.slot in self._wanted and spec.name not in self._leaving
-        if spec.role is Role.CONTROLLER and stays:
+        if spec.role is Role.CONTROLLER and stays and spec.name in self._known_to_others:
+            self._known_to_others.discard(spec.name)
+            with _surviving(spec.name, "controller_goes_on"):
+                self._effects.controller_goes_on(spec)
+        elif spec.role is Role.CONTROLLER and stays:
             with _surviving(spec.name, "controller_is_new"):
                 self._effects.controller_is_new(spec)
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from supervisor.core.instance import InstanceSpec
+from supervisor.core.lifecycle import State as Phase
 from supervisor.core.plan import form_of
 from supervisor.core.rollout import History, Member
 
@@ -91,6 +92,8 @@ def _can_be(state: State) -> bool:
         len(set(names)) == len(names)
         and not any("/" in name or name[:1] in ("", ".") for name in names)
         and all(_can_be_an_instance(one.status.pid) for one in live(state))
+        # Without a timer, nobody would ever be more firm with one that does not stop.
+        and all(one.status.timer for one in state.members if one.state is Phase.STOPPING)
     )
 
 

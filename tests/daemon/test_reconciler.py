@@ -33,6 +33,7 @@ from supervisor.core.lifecycle import (
     Status,
     StopRequested,
 )
+from supervisor.daemon.adoption import survey
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.reconciler import (
     GoDown,
@@ -43,6 +44,8 @@ from supervisor.daemon.reconciler import (
     StopSlot,
     Want,
 )
+from supervisor.daemon.state import State as Known
+from supervisor.runtime.leftovers import Leftover
 
 CONTROLLER = instance("controller")
 FIRST = worker("vicuna-0")
@@ -841,3 +844,18 @@ async def test_a_socket_is_kept_while_somebody_is_about_to_serve_on_it() -> None
         assert "listen []" not in told.engine.done
         told.stop_instances(["owl-0.b"], "asked to stop")
         await told.reconciler.until(lambda: "listen []" in told.engine.done)
+
+
+@story
+async def test_a_controller_that_is_found_running_without_a_note_is_looked_through() -> None:
+    """It may give requests to workers that are not adopted: their registration never expires."""
+    async with asyncio.timeout(PATIENCE):
+        told = Story([CONTROLLER])
+        spec = CONTROLLER
+        found = Leftover(5, 5, spec.name, 3, spec.port, spec.launch, True, spec.argv)
+        told.reconciler.adopt(survey(Known(), [found], {spec.name: spec}, {5: 5}.get, now=0.0))
+        supervision = asyncio.create_task(told.reconciler.run())
+        await told.until(controller=State.READY)
+        assert told.order("look through") == ["controller"]
+        told.reconciler.post(GoDown("the test is over"))
+        await supervision

@@ -38,6 +38,12 @@ def test_a_time_that_is_none_is_damage(time: bytes) -> None:
         state.read(content.replace(b'"since":0.0', b'"since":' + time))
 
 
+def test_a_stop_that_would_never_end_is_damage() -> None:
+    status = Status(State.STOPPING, run=1, pid=os.getppid(), born=1)
+    with pytest.raises(state.Unusable, match="damaged"):
+        state.read(state.write(state.State(members=(Member(instance("one"), status),))))
+
+
 @pytest.mark.parametrize("names", [("one", "one"), ("../one",), ("",), (".one",)])
 def test_names_that_cannot_be_are_damage(names: tuple[str, ...]) -> None:
     members = tuple(Member(instance(name), Status()) for name in names)

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import DEADLINE, Cluster, alive, free_ports, until
+from harness import COMMAND, DEADLINE, ROOT, Cluster, alive, free_ports, until
 from test_supervision import FAMILY, SLEEP, listening, said, service, services
 
 STUBBORN = textwrap.dedent("""\
@@ -250,7 +251,7 @@ def stale(path: Path) -> None:
     content = json.loads(path.read_text())
     for member in content["state"]["members"]:
         member["status"]["run"] -= 1
-        member["status"]["pid"] = 1
+        member["status"]["pid"] = 2**22  # more than there can be
         member["status"]["born"] = 1
     path.write_text(json.dumps(content))
 
@@ -415,6 +416,16 @@ def test_an_upgrade_keeps_pids_and_children(cluster: Cluster, how: str) -> None:
     assert len(cluster.processes()) == 5 + 2
     assert cluster.run("down").returncode == 0
     assert cluster.processes() == []
+
+
+def test_upgrades_at_once_are_one_and_all_are_told(cluster: Cluster) -> None:
+    before = cluster.write(services(service("one", SLEEP))).up().ready().pids()
+    asking = [
+        subprocess.Popen([*COMMAND, "upgrade", *cluster.places], env=cluster.environ, cwd=ROOT)
+        for _ in range(3)
+    ]
+    assert [one.wait(DEADLINE) for one in asking] == [0, 0, 0]
+    assert cluster.ready().pids() == before
 
 
 def test_a_program_that_cannot_start_does_not_take_over(cluster: Cluster) -> None:
