@@ -78,6 +78,7 @@ class Client:
         wait: float = 0.0,
         endless: bool = False,
         body: Any = None,
+        again: bool = True,
     ) -> http.client.HTTPResponse:
         if not self._run_dir.socket.exists() and self._run_dir.owner():
             self.await_supervisor()
@@ -111,6 +112,8 @@ class Client:
             )
             raise Failure(text, FAILED) from None
         except (ConnectionError, http.client.HTTPException):
+            if method == "GET" and again and self._run_dir.owner():  # it is being upgraded
+                return self._request(method, path, query, wait=wait, endless=endless, again=False)
             raise Failure("the supervisor has just ended", NOT_RUNNING) from None
         if response.status == 422:  # the problems of a file, each with its place
             raise Failure(_why(response), USAGE, prefix=False)

@@ -156,6 +156,7 @@ class _Running:
         down = False
         is_up = self._beginning.adoption is not None
         try:
+            self._processes.prepare()
             await self._start_logs()
             self._listen_to_signals()
             await self._start_instances()

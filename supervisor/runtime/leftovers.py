@@ -53,7 +53,7 @@ def find(mark: str) -> list[Leftover]:
 
 def _look_at(pid: int, instance: str, marks: dict[int, str]) -> Leftover | None:
     stat = tree.stat_of(pid)
-    if stat is None or stat.state in "ZX" or pid == os.getpid():
+    if stat is None or stat.state in "ZX" or pid == os.getpid() or not _is_of_us(pid):
         return None
     run, port, launch = _read_birth(tree.variable_of(pid, BIRTH) or "")
     return Leftover(
@@ -66,6 +66,14 @@ def _look_at(pid: int, instance: str, marks: dict[int, str]) -> Leftover | None:
         is_leader=stat.session == pid and stat.has_executed and stat.parent not in marks,
         command=_command(pid),
     )
+
+
+def _is_of_us(pid: int) -> bool:
+    """Anybody can give a process of his own our mark; where root supervises, we could see it."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False
 
 
 def _read_birth(text: str) -> tuple[int, int | None, str]:

@@ -92,12 +92,15 @@ class Processes:
         """The listening sockets that instances are given."""
         return self._listeners
 
-    def start(self) -> None:
-        """Watch for exits. Must run in the main thread, before anything is spawned."""
+    def prepare(self) -> None:
+        """To be called before anything is spawned."""
         tree.become_subreaper()
         hold_reserve()
         groups = Cgroups.find(self._environ)
         self._cgroups = groups if groups is not None and groups.settle() else None
+
+    def start(self) -> None:
+        """Watch for exits. Must run in the main thread."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(SIGCHLD, self._reap)
         loop.call_soon(self._reap)  # what ended while we became another program

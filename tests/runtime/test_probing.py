@@ -37,6 +37,7 @@ def ask(question, timeout=5.0):
 
     async def main():
         processes = Processes("test", os.environ, lambda *_: None)
+        processes.prepare()
         processes.start()
         async with aiohttp.ClientSession() as session:
             return await askers(session, processes)[question.ask](SPEC, question, timeout)

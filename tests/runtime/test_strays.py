@@ -74,6 +74,7 @@ def test_what_ends_meanwhile_does_not_multiply_the_looks(orphan: tuple[int, int]
             return handle
 
         loop.call_later = recorded  # type: ignore[method-assign]
+        processes.prepare()
         processes.start()
         born = tree.born(leader)
         assert born is not None
@@ -138,6 +139,7 @@ def test_an_exit_is_told_also_when_nobody_can_look_for_strays(
         nonlocal blind
         told: asyncio.Queue[Any] = asyncio.Queue()
         processes = Processes(MARK, dict(os.environ), lambda _, event: told.put_nowait(event))
+        processes.prepare()
         processes.start()
         born = tree.born(leader)
         assert born is not None
