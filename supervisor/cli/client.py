@@ -97,8 +97,7 @@ class Client:
                 response = connection.getresponse()
                 unless_answered.pop_all()
         except (FileNotFoundError, ConnectionRefusedError):
-            text = f"no supervisor is running for {self._config}; start it with `llm-supervisor up`"
-            raise Failure(text, NOT_RUNNING) from None
+            raise Failure(self._absence(), NOT_RUNNING) from None
         except PermissionError:
             text = f"you may not open {self._run_dir.socket}; run this as the user who started it"
             raise Failure(text, FAILED) from None
@@ -120,6 +119,17 @@ class Client:
         if response.status != 200:
             raise Failure(_why(response), FAILED if response.status != 404 else USAGE)
         return response
+
+    def _absence(self) -> str:
+        from supervisor.runtime.leftovers import find
+
+        left = sorted({one.instance for one in find(self._run_dir.mark)})
+        if left:  # it was killed
+            return (
+                f"no supervisor is running for {self._config}, but {', '.join(left)} run on; "
+                "`llm-supervisor up` goes on with them"
+            )
+        return f"no supervisor is running for {self._config}; start it with `llm-supervisor up`"
 
 
 def _why(response: http.client.HTTPResponse) -> str:

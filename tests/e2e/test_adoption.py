@@ -55,6 +55,15 @@ def test_ten_kills_restart_nothing(cluster: Cluster) -> None:
     assert len(cluster.processes()) == len(before) + 2  # the supervisor and its log writer
 
 
+def test_whoever_asks_meanwhile_is_told_what_runs_on(cluster: Cluster) -> None:
+    cluster.write(services(service("one", SLEEP), service("two", SLEEP))).up().ready()
+    cluster.kill_supervisor()
+    done = cluster.run("status")
+    assert done.returncode == 3
+    assert "no supervisor is running" in done.stderr
+    assert "one, two run on; `llm-supervisor up` goes on with them" in done.stderr
+
+
 def test_what_ends_while_nobody_looks_is_started_again(cluster: Cluster) -> None:
     cluster.write(services(service("one", SLEEP), service("two", SLEEP))).up().ready()
     before = cluster.pids()
