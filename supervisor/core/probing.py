@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable
 
-from supervisor.core.instance import InstanceSpec, Question
+from supervisor.core.instance import Ask, InstanceSpec, Question
 from supervisor.core.lifecycle import Outcome
 
 Answer = tuple[Outcome, str]
@@ -19,11 +19,20 @@ _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOT
 """Errors of our own side of a connection."""
 
 
-def guarded(ask: Asker, faults: tuple[type[Exception], ...], *, patience: float = 0.0) -> Asker:
-    """Ask, and make an answer of ``faults``; never wait for less than ``patience`` seconds."""
+_PATIENCE = {Ask.GENERATE: 60.0, Ask.EMBED: 60.0}
+"""Seconds: the first token of a large model comes late: kernels compile, graphs are captured."""
+
+
+def patience(ask: Ask, timeout: float) -> float:
+    """How long such a question really waits for its answer, in seconds."""
+    return max(timeout, _PATIENCE.get(ask, 0.0))
+
+
+def guarded(ask: Asker, faults: tuple[type[Exception], ...]) -> Asker:
+    """Ask, with patience, and make an answer of ``faults``."""
 
     async def asked(instance: InstanceSpec, question: Question, timeout: float) -> Answer:
-        timeout = max(timeout, patience)
+        timeout = patience(question.ask, timeout)
         try:
             return await ask(instance, question, timeout)
         except TimeoutError:

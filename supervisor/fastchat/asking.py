@@ -12,8 +12,6 @@ from supervisor.core.progress import Condition, Judgement, Look, excuse, judge
 from supervisor.fastchat.client import Client, Fault, Refused
 from supervisor.fastchat.rotation import Rotation
 
-_GENERATE_PATIENCE = 60.0
-"""The first token of a large model comes late: kernels compile, graphs are captured."""
 _FAULTS = (*Fault, Refused)
 _FAULT_OF_REQUEST = range(40000, 50000)
 """FastChat's error codes that do not blame the worker (``fastchat.constants.ErrorCode``)."""
@@ -113,8 +111,8 @@ def askers(client: Client, rotation: Rotation, look_at: LookAt) -> dict[Ask, Ask
         Ask.HEALTH: guarded(health, _FAULTS),
         Ask.STATUS: guarded(status, _FAULTS),
         Ask.PROGRESS: guarded(progress, _FAULTS),
-        Ask.GENERATE: guarded(generate, _FAULTS, patience=_GENERATE_PATIENCE),
-        Ask.EMBED: guarded(embed, _FAULTS, patience=_GENERATE_PATIENCE),
+        Ask.GENERATE: guarded(generate, _FAULTS),
+        Ask.EMBED: guarded(embed, _FAULTS),
     }
 
 

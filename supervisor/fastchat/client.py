@@ -6,6 +6,7 @@ None of its services has authentication. A worker answers HTTP 200 with ``error_
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ class Client:
 
     async def health(self, address: str, timeout: float) -> tuple[str | None, int]:
         """The instance that answers (None if it does not tell), and its HTTP status."""
-        limit = aiohttp.ClientTimeout(total=timeout)
+        limit = _limit(timeout)
         # A connection of its own: one that is kept stays with the process that took it.
         headers = {"Connection": "close"}
         async with self._session.get(
@@ -117,7 +118,7 @@ class Client:
 
     async def workers(self, controller: str, timeout: float) -> list[str]:
         """Addresses of all registered workers; only our own controller tells them."""
-        limit = aiohttp.ClientTimeout(total=timeout)
+        limit = _limit(timeout)
         async with self._session.get(f"{controller}/workers", timeout=limit) as response:
             return list((await self._read(response)).get("workers", {}))
 
@@ -130,7 +131,7 @@ class Client:
         return bool(answer.get("exist"))
 
     async def _post(self, url: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
-        limit = aiohttp.ClientTimeout(total=timeout)
+        limit = _limit(timeout)
         async with self._session.post(url, json=body, timeout=limit) as response:
             return await self._read(response)
 
@@ -147,6 +148,11 @@ class Client:
         except ValueError:
             raise Refused("answered no JSON") from None
         return answer if isinstance(answer, dict) else {}
+
+
+def _limit(timeout: float) -> aiohttp.ClientTimeout:
+    """Exact: aiohttp lets what is over 5 s end at a whole second of its clock."""
+    return aiohttp.ClientTimeout(total=timeout, ceil_threshold=math.inf)
 
 
 def _raise_for(answer: dict[str, Any]) -> None:

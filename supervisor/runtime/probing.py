@@ -10,7 +10,7 @@ from typing import Any
 
 from supervisor.core.instance import Ask, InstanceSpec, Probe, Question, Startup
 from supervisor.core.lifecycle import Check, Outcome, Probed
-from supervisor.core.probing import Answer, Asker
+from supervisor.core.probing import Answer, Asker, patience
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Prober:
                 log.exception("cannot ask %s of %s; please report this", question, spec.name)
             return Outcome.UNASKED, f"{question.ask} {Outcome.UNASKED}: {error!r}"
         self._defective.discard((spec.name, check))
-        late = clock() - began - timeout
+        late = clock() - began - patience(question.ask, timeout)
         if answer[0] is Outcome.FAILED and late > _ABSENT:
             # Whatever came meanwhile, we were not there to hear it (SIGSTOP, a machine that slept).
             return Outcome.UNASKED, f"{question.ask} {Outcome.UNASKED}: we were held up ourselves"

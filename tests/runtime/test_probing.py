@@ -291,3 +291,33 @@ def test_silence_while_we_were_held_up_ourselves_is_held_against_nobody(held_up,
         return answer
 
     assert asyncio.run(main()).outcome is expected
+
+
+def test_a_long_timeout_that_passes_is_a_failure_and_no_lateness_of_ours():
+    """aiohttp lets timeouts of over 5 s end at a whole second, unless it is told otherwise."""
+
+    async def main():
+        def silent(_reader, writer):
+            silents.append(writer)
+
+        silents, answers = [], asyncio.Queue()
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        processes = Processes("test", os.environ, lambda *_: None)
+        async with aiohttp.ClientSession() as session:
+            asking = askers(session, processes)
+            prober = Prober(asking, lambda _, probed: answers.put_nowait(probed))
+            probe = Probe(Question(Ask.HTTP, (url,)), interval=0.001, timeout=5.1)
+            clock = asyncio.get_running_loop().time
+            while not 0.0 < clock() % 1 < 0.5:  # it would be rounded up by 0.4 s and more
+                await asyncio.sleep(0.01)
+            prober.start(dataclasses.replace(SPEC, liveness=probe), 1, (Check.LIVENESS,))
+            async with asyncio.timeout(DEADLINE):
+                answer = await answers.get()
+            await prober.close()
+        for writer in silents:
+            writer.close()
+        server.close()
+        return answer
+
+    assert asyncio.run(main()).outcome is Outcome.FAILED
