@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import signal
@@ -21,6 +22,7 @@ from supervisor.runtime.leftovers import Leftover
 from supervisor.runtime.processes import Processes
 
 MARK = "0123456789abcdef"
+PR_SET_CHILD_SUBREAPER = 36
 DEAF_CHILD = textwrap.dedent("""\
     import os, signal, sys
     if os.fork() == 0:
@@ -35,6 +37,8 @@ DEAF_CHILD = textwrap.dedent("""\
 @pytest.fixture
 def orphan() -> Iterator[tuple[int, int]]:
     """A leader that is no child of ours, and its child that ignores SIGTERM."""
+    # Another test may have made us the reaper of orphans, and then it would be our child.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     code = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
     between = [sys.executable, "-ISc", code]
     environ = {**os.environ, tree.MARK: f"{MARK}/one"}
