@@ -13,6 +13,9 @@ NEEDS_WORKER = 'a model worker is not installed; pip install "llm-supervisor[wor
 pytest.importorskip("torch", reason=NEEDS_WORKER)
 pytest.importorskip("transformers", reason=NEEDS_WORKER)
 
+# FastChat hands over `past_key_values`; transformers 5.24 warns, 5.40 will refuse (pyproject.toml).
+pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+
 MODELS = Path(__file__).parent.parent / "models"
 NAMES = ("tiny-cat", "tiny-fox", "tiny-owl")
 QUESTIONS = ("Hello", "Who are you?")
