@@ -12,6 +12,7 @@ import os
 import pty
 import re
 import select
+import signal
 import stat
 import subprocess
 import termios
@@ -489,6 +490,7 @@ class Terminal:
 
         def own_terminal() -> None:
             die_with_parent()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs us may ignore it
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # where getpass asks
 
         self.process = subprocess.Popen(
