@@ -37,14 +37,9 @@ class Beginning:
         return any(tree.born(one.status.pid or 0) == one.status.born for one in adopted)
 
 
-def mark_of(run_dir: RunDir) -> str:
-    """Distinguishes this cluster's processes from those of any other supervisor on the machine."""
-    return run_dir.mark
-
-
 def begins_with_something(run_dir: RunDir) -> bool:
     """Whether an earlier supervisor has left anything running there."""
-    return run_dir.is_ours() and bool(leftovers.find(mark_of(run_dir)))
+    return run_dir.is_ours() and bool(leftovers.find(run_dir.mark))
 
 
 def begin(
@@ -55,7 +50,7 @@ def begin(
     Raises SpecError if the file, or a port, is no good, unless something runs that goes on all the
     same: a supervisor that comes back must not leave it alone, nor may an upgrade end one.
     """
-    found = leftovers.find(mark_of(run_dir))
+    found = leftovers.find(run_dir.mark)
     known, notes = _known(run_dir, handed_over, found)
     held = {one.instance: one.port for one in found if one.port is not None}
     for member in known.members:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor import __version__
 from supervisor.core.cluster import ClusterState
 from supervisor.daemon import claims, state, upgrade
-from supervisor.daemon.beginning import Beginning, begin, mark_of
+from supervisor.daemon.beginning import Beginning, begin
 from supervisor.daemon.effects import LocalEffects
 from supervisor.daemon.journal import Entry, Journal
 from supervisor.daemon.keeper import Keeper
@@ -122,7 +122,7 @@ class _Running:
         self._journal = Journal(time.time)
         self._journal.listen(listener)
         own = notify.for_instances(environ)
-        self._processes = Processes(mark_of(run_dir), own, self._deliver)
+        self._processes = Processes(run_dir.mark, own, self._deliver)
         self._logs = InstanceLogs(
             run_dir.path,
             options.log_dir,
