@@ -20,12 +20,8 @@ def markdown(run: Mapping[str, Any], results: Results, verdicts: Sequence[Verdic
     parts = [_about(run), _goals(verdicts)]
     for sized, group in groupby(results.quantities(), key=lambda one: one.sized):
         quantities = list(group)
-        alone = [
-            one
-            for one in quantities
-            if len(results.contestants(one)) == 1 == len(results.sizes(one))
-        ]
-        compared = [one for one in quantities if one not in alone]
+        compared = [one for one in quantities if _is_compared(one, results)]
+        alone = [one for one in quantities if one not in compared]
         parts.append(f"### By number of {sized}")
         parts += [_table(quantity, results) for quantity in compared]
         if alone:
@@ -89,13 +85,17 @@ def _table(quantity: Quantity, results: Results) -> str:
     return "\n".join(lines)
 
 
+def _is_compared(quantity: Quantity, results: Results) -> bool:
+    return len(results.contestants(quantity)) > 1 or len(results.sizes(quantity)) > 1
+
+
 def _figures(quantities: Sequence[Quantity], results: Results) -> str:
     """Of one contestant at one size."""
-    lines = ["| | | median (min–max) |", "|---|--:|--:|"]
+    lines = ["| | | | median (min–max) |", "|---|---|--:|--:|"]
     for quantity in quantities:
         (name,), (size,) = results.contestants(quantity), results.sizes(quantity)
         values = f"{_spread(results.of(quantity, name, size))} {quantity.unit}".strip()
-        lines.append(f"| {quantity.title} | {size} | {values} |")
+        lines.append(f"| {quantity.title} | {name} | {size} | {values} |")
     return "\n".join(lines)
 
 

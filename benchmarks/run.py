@@ -114,7 +114,7 @@ class Run:
     ) -> None:
         """They take turns, and each round begins with another one."""
         there = [one for one in contestants if self._wanted(one) and self._installed(one)]
-        for one in there:
+        for one in () if self._arguments.no_warm_up else there:
             with self._turn(one, 1, f"{part}, not counted") as place:
                 session(one, 1, place).warm_up()
         for size in sizes:
@@ -255,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where other supervisors are, or get installed; default: %(default)s",
     )
+    parser.add_argument("--no-warm-up", action="store_true", help="measure at once")
     parser.add_argument("--offline", action="store_true", help="install nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument(
