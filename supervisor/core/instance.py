@@ -151,6 +151,8 @@ class InstanceSpec:
     """Replicas of its service that may be taken away at a time to start their successors."""
     beside: InstanceSpec | None = None
     """The same under another name and port, for a surge; None: no name or port is to be had."""
+    warmth: str = "auto"
+    """What the file says of its next start: warm, cold or auto."""
     template: Template | None = None
     """What its process is forked from; None: it is always started as a program."""
     secret_input: bytes | None = field(default=None, repr=False)

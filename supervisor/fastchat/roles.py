@@ -391,6 +391,7 @@ class _Expansion:
             surge=surge,
             max_unavailable=max_unavailable,
             beside=beside,
+            warmth=getattr(entry, "launch", "cold"),
             template=template,
             secret_input=secret_input,
         )

@@ -260,7 +260,8 @@ class Processes:
         try:
             forked = await templates.fork(template, needs.as_job(spec))
         except NoTemplate as reason:
-            log.warning("%s is started cold: %s", spec.name, reason)
+            level = logging.WARNING if spec.warmth == "warm" else logging.INFO
+            log.log(level, "%s is started cold: %s", spec.name, reason)
             forked = None
         finally:
             needs.close()
