@@ -82,7 +82,7 @@ def serve(channel, kind):
     if why:
         say(channel, unfit=why)
         return None
-    imported = files()
+    imported = Imported()
     gc.collect()
     gc.freeze()  # a collection would copy every page that it looks at
     say(channel, ready=sorted(packages))
@@ -92,12 +92,12 @@ def serve(channel, kind):
             return None
         with os.fdopen(descriptors.pop(0), "rb") as stream:
             job = json.loads(stream.read().decode())
-        changed = what_changed(packages, imported)
+        changed = what_was_noted(packages) or imported.what_changed()
         if changed:
             say(channel, stale=changed + " has changed on disk")
             return None
         import_models(job["argv"])
-        imported.update(files(but=imported))
+        imported.note()
         why = unfitness()
         if why:
             say(channel, unfit=why)
@@ -240,33 +240,51 @@ def notes(path):
     return []
 
 
-def files(but=()):
-    """The files of all that is imported, and how they are; without those of ``but``."""
-    found = {}
-    for module in list(sys.modules.values()):
-        # Not as an attribute: some modules import when they are asked for one.
-        path = getattr(module, "__dict__", {}).get("__file__")
-        if isinstance(path, str) and path not in but:
-            found[path] = state(path)
-    return found
+def what_was_noted(packages):
+    """The folder in which pip has noted something since; None if there is none."""
+    return next((path for path, before in packages.items() if notes(path) != before), None)
+
+
+class Imported:
+    """The files of all that is imported, and how they were then.
+
+    In few objects: whatever is only looked at is written to, for its count of references, and the
+    page that it is on is then no longer shared with the forked processes.
+    """
+
+    def __init__(self):
+        self.modules = 0
+        self.paths = ""
+        self.states = array.array("q")
+        self.note()
+
+    def note(self):
+        """Also what has been imported since."""
+        if len(sys.modules) == self.modules:
+            return
+        self.modules = len(sys.modules)
+        known = set(self.paths.split("\0"))
+        # Not as attributes: some modules import when they are asked for one.
+        found = {getattr(one, "__dict__", {}).get("__file__") for one in sys.modules.values()}
+        for path in found:
+            if isinstance(path, str) and path not in known:
+                self.paths += path + "\0"
+                self.states.extend(state(path))
+
+    def what_changed(self):
+        """The first file that is not as it was; None if there is none."""
+        for i, path in enumerate(self.paths.split("\0")[:-1]):
+            if state(path) != tuple(self.states[3 * i : 3 * i + 3]):
+                return path
+        return None
 
 
 def state(path):
     try:
         status = os.stat(path)
     except OSError:
-        return None
+        return -1, -1, -1
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def what_changed(packages, imported):
-    for path, before in packages.items():
-        if notes(path) != before:
-            return path
-    for path, before in imported.items():
-        if state(path) != before:
-            return path
-    return None
 
 
 # ---------------------------------------------------------------- messages
