@@ -77,7 +77,8 @@ class LocalEffects:
         self._external_controller = external_controller
         self._progress = progress
         self._deliver = deliver
-        self._templates = Templates(self._start_template)
+        self.templates = Templates(self._start_template)
+        """What instances are forked from."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._oom_kills = OomKills()
         self._ended: dict[str, int | None] = {}
@@ -90,7 +91,7 @@ class LocalEffects:
             record = (VARIABLE, str(self._progress.begin(spec.name)))
             spec = replace(spec, env=(*spec.env, record))
         open_log = functools.partial(self._open_log, spec.name, spec.argv)
-        self._processes.spawn(spec, run, open_log, self._templates)
+        self._processes.spawn(spec, run, open_log, self.templates)
 
     def _start_template(
         self,
@@ -174,8 +175,7 @@ class LocalEffects:
         self._processes.keep_listening(addresses)
 
     def keep_templates(self, templates: Collection[Template]) -> None:
-        """What instances are forked from. Live as long as somebody wants them."""
-        self._templates.keep(templates)
+        self.templates.keep(templates)
 
     def configure(
         self, logs: Logs, external_controller: str | None, instances: Collection[str]
@@ -204,7 +204,7 @@ class LocalEffects:
     async def close(self) -> None:
         """End all that runs in the background."""
         self._oom_kills.close()
-        await self._templates.close()
+        await self.templates.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

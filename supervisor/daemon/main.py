@@ -271,6 +271,7 @@ class _Running:
                 started=self._started,
                 log_path=self._logs.path,
                 tree_of=self._processes.tree_of,
+                templates=self._effects.templates.look,
                 reloader=self._reloader,
                 upgrades=self._upgrades,
                 upgrade=self._upgrade,

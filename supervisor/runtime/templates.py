@@ -18,6 +18,7 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from signal import SIGKILL
+from typing import Literal
 
 from supervisor.core.instance import Template
 
@@ -31,7 +32,7 @@ _IMPORT_PATIENCE = 300.0
 _FORK_PATIENCE = 30.0
 """Seconds until an idle template must have forked; that takes hundredths."""
 _MESSAGE = 1 << 16
-_PAUSES = 1.0, 300.0
+_PAUSES = 1.0, 3600.0
 """Seconds until one that has failed is tried again: at first, and at most."""
 
 
@@ -77,6 +78,21 @@ Start = Callable[[str, Template, Mapping[str, str], int, Callable[[int], None]],
 descriptor, and what to call with its exit status. Its pid. Raises OSError."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A template as it is now."""
+
+    name: str
+    kind: str
+    python: str
+    pid: int | None
+    state: Literal["importing", "ready", "failed"]
+    reason: str
+    """Why it has failed."""
+    forks: int
+    """Processes that this very one has been copied to."""
+
+
 class Templates:
     """All templates of a cluster. ``start`` starts their processes."""
 
@@ -85,15 +101,15 @@ class Templates:
         self._running: dict[Template, _Running] = {}
         self._names: dict[Template, str] = {}
         self._failures: dict[Template, _Failures] = {}
-        self._wanted: frozenset[Template] = frozenset()
+        self._wanted: Collection[Template] = ()
 
     def keep(self, wanted: Collection[Template]) -> None:
         """From now on these are needed: start what is missing, end what is none of them."""
-        self._wanted = frozenset(wanted)
-        for template in self._running.keys() - self._wanted:
+        self._wanted = list(dict.fromkeys(wanted))
+        for template in self._running.keys() - set(self._wanted):
             self._running.pop(template).stop(NoTemplate("it is not needed any more"))
         for known in (self._failures, self._names):
-            for template in known.keys() - self._wanted:
+            for template in known.keys() - set(self._wanted):
                 del known[template]
         for template in wanted:
             with contextlib.suppress(NoTemplate):
@@ -111,6 +127,19 @@ class Templates:
                 return await self._get(template).fork(job)
         raise NoTemplate(f"the packages for {template.kind} processes keep changing")
 
+    def look(self) -> list[Sight]:
+        """At all that are wanted."""
+        return [self._look(template) for template in self._wanted]
+
+    def _look(self, template: Template) -> Sight:
+        name, python = self._name(template), template.argv[0]
+        running, failures = self._running.get(template), self._failures.get(template)
+        if running is None:
+            reason = failures.reason if failures else ""
+            return Sight(name, template.kind, python, None, "failed", reason, 0)
+        state: Literal["importing", "ready"] = "ready" if running.is_ready else "importing"
+        return Sight(name, template.kind, python, running.pid, state, "", running.forks)
+
     async def close(self) -> None:
         """End all, and wait until they have."""
         running = list(self._running.values())
@@ -123,9 +152,10 @@ class Templates:
             return running
         failures = self._failures.setdefault(template, _Failures())
         failures.check()
-        start = functools.partial(self._start, self._name(template), template)
+        name = self._name(template)
+        start = functools.partial(self._start, name, template)
         try:
-            running = _Running(start, lambda one: self._over(template, one))
+            running = _Running(name, start, lambda one: self._over(template, one))
         except OSError as error:
             raise failures.one_more(f"cannot start it: {error}") from None
         self._running[template] = running
@@ -146,13 +176,18 @@ class Templates:
             return
         del self._running[template]
         if isinstance(one.end, _Stale):
-            log.info("%s: %s; starting another", template, one.end)
+            log.info("the %s: %s; starting another", template, one.end)
         else:
             failures = self._failures.setdefault(template, _Failures())
             failures.one_more(str(one.end))
-            if one.has_been_ready:
+            if one.forks:
                 failures.forgive()
-            log.warning("%s: %s; until there is another, processes start cold", template, one.end)
+            log.warning("the %s: %s", template, one.end)
+            asyncio.get_running_loop().call_later(failures.pause, self._start_if_wanted, template)
+            return
+        self._start_if_wanted(template)
+
+    def _start_if_wanted(self, template: Template) -> None:
         if template in self._wanted:
             with contextlib.suppress(NoTemplate):
                 self._get(template)
@@ -162,25 +197,26 @@ class _Failures:
     """Of one template, in a row."""
 
     def __init__(self) -> None:
-        self._pause = 0.0
+        self.pause = 0.0
+        """Seconds from the last one to the next try."""
         self._until = 0.0
-        self._reason = ""
+        self.reason = ""
 
     def check(self) -> None:
         """Raises NoTemplate if it is too early to try again."""
         if asyncio.get_running_loop().time() < self._until:
-            raise NoTemplate(self._reason)
+            raise NoTemplate(self.reason)
 
     def one_more(self, reason: str) -> NoTemplate:
         first, most = _PAUSES
-        self._pause = min(most, max(first, 2 * self._pause))
-        self._until = asyncio.get_running_loop().time() + self._pause
-        self._reason = reason
+        self.pause = min(most, max(first, 2 * self.pause))
+        self._until = asyncio.get_running_loop().time() + self.pause
+        self.reason = reason
         return NoTemplate(reason)
 
     def forgive(self) -> None:
         """It was good for something: the next one is tried at once."""
-        self._pause = self._until = 0.0
+        self.pause = self._until = 0.0
 
 
 class _Running:
@@ -188,12 +224,15 @@ class _Running:
 
     def __init__(
         self,
+        name: str,
         start: Callable[[Mapping[str, str], int, Callable[[int], None]], int],
         over: Callable[[_Running], None],
     ) -> None:
+        self._name = name
         self._over = over
         self.end: NoTemplate | None = None
         """Why it is over."""
+        self.forks = 0
         self.gone = asyncio.Event()
         """It has been reaped."""
         self._loop = asyncio.get_running_loop()
@@ -204,7 +243,7 @@ class _Running:
         self._socket.setblocking(False)
         with its:
             try:
-                self._pid = start({SOCKET: str(its.fileno())}, its.fileno(), self._ended)
+                self.pid = start({SOCKET: str(its.fileno())}, its.fileno(), self._ended)
             except BaseException:
                 self._socket.close()
                 raise
@@ -214,7 +253,7 @@ class _Running:
         )
 
     @property
-    def has_been_ready(self) -> bool:
+    def is_ready(self) -> bool:
         return self._ready.done() and self._ready.exception() is None
 
     async def fork(self, job: Job) -> Forked:
@@ -230,6 +269,7 @@ class _Running:
                 raise
             finally:
                 os.close(reader)
+            self.forks += 1
             return Forked(pid, writer)
 
     async def _ask(self, job: Job, pipe: int) -> int:
@@ -268,7 +308,7 @@ class _Running:
         except OSError:
             message = b""
         if not message:
-            self.stop(NoTemplate("it has ended; its log says why"))
+            self.stop(NoTemplate(f"it has ended; {self._name}.log says why"))
             return
         said = json.loads(message)
         if "ready" in said:
@@ -283,7 +323,7 @@ class _Running:
 
     def _ended(self, status: int) -> None:
         self.gone.set()
-        self.stop(NoTemplate(f"it has ended (status {status}); its log says why"))
+        self.stop(NoTemplate(f"it has ended (status {status}); {self._name}.log says why"))
 
     def _lose(self, why: str) -> NoTemplate:
         end = NoTemplate(why)
@@ -296,7 +336,7 @@ class _Running:
             return
         self.end = why
         if not self.gone.is_set():
-            os.kill(self._pid, SIGKILL)
+            os.kill(self.pid, SIGKILL)
         self._patience.cancel()
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()

@@ -8,13 +8,14 @@ KIND is `worker` or `server`: what it imports is found in the source of FastChat
 
 The socket keeps messages apart (SOCK_SEQPACKET). The template says first, once:
 
-  {"ready": [FOLDER, ...]}   it can be forked; a package installed here shows in one of the folders
+  {"ready": true}            it can be forked
   {"unfit": "why"}           it must not be forked, and ends
 
 and then answers each request, one after the other:
 
   {"pid": PID}               the process is there, and waits (below)
-  {"stale": "why"}           what it has imported has changed on disk; it ends
+  {"stale": "why"}           what it has imported has changed on disk; it ends. Unasked, too,
+                             once pip has noted something and been quiet for a while
 
 A request is one byte with descriptors: a file with JSON {"argv", "env", "cwd", "numbered"}, a pipe,
 stdin, output, and those whose numbers the variables named in "numbered" are to tell. The process
@@ -38,6 +39,7 @@ import json
 import mmap
 import os
 import runpy
+import select
 import signal
 import socket
 import struct
@@ -51,9 +53,13 @@ MODULES = {
 """Modules of fastchat.serve that are run in processes forked from a template of this kind."""
 ENTRY = {"worker": (), "server": ("asking_again", "asking_itself", "gentle_server")}
 """Our own modules that are imported by theirs."""
+QUIET = 5.0
+"""Seconds after which pip is not in the middle of something any more."""
 LATE = ("transformers.trainer_utils", "peft")
 """What loading any model imports besides, where it is installed."""
 
+IN_CLOEXEC, IN_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
+IN_NAMES = 0x40 | 0x80 | 0x100 | 0x200  # moved from and to, created, deleted (inotify(7))
 PR_SET_PDEATHSIG = 1
 PR_SET_MM = 35
 PR_SET_MM_MAP = 14
@@ -76,7 +82,7 @@ def main():
 
 def serve(channel, kind):
     """Answer requests until the other side has closed; None. In a forked process: its job."""
-    packages = folders()
+    packages = Packages()
     import_all(kind)
     why = unfitness() or threads_started()
     if why:
@@ -85,14 +91,18 @@ def serve(channel, kind):
     imported = Imported()
     gc.collect()
     gc.freeze()  # a collection would copy every page that it looks at
-    say(channel, ready=sorted(packages))
+    say(channel, ready=True)
     while True:
+        changed = packages.what_changed_before(channel)
+        if changed:
+            say(channel, stale=changed + " has changed on disk")
+            return None
         request, descriptors = receive(channel)
         if not request:
             return None
         with os.fdopen(descriptors.pop(0), "rb") as stream:
             job = json.loads(stream.read().decode())
-        changed = what_was_noted(packages) or imported.what_changed()
+        changed = packages.what_changed() or imported.what_changed()
         if changed:
             say(channel, stale=changed + " has changed on disk")
             return None
@@ -104,6 +114,7 @@ def serve(channel, kind):
             return None
         pid = fork(channel)
         if not pid:
+            packages.close()
             become(job, descriptors)
             return job
         say(channel, pid=pid)
@@ -228,9 +239,44 @@ def threads_started():
 # ---------------------------------------------------------------- changes on disk
 
 
-def folders():
+class Packages:
     """The folders that packages are imported from, and what pip has noted there."""
-    return {path: notes(path) for path in sys.path if os.path.isdir(path) and path != folder}
+
+    def __init__(self):
+        paths = [path for path in sys.path if os.path.isdir(path) and path != folder]
+        libc = ctypes.CDLL(None)
+        self.watch = libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
+        for path in paths:
+            libc.inotify_add_watch(self.watch, os.fsencode(path), IN_NAMES)
+        self.notes = {path: notes(path) for path in paths}
+
+    def what_changed(self):
+        """The folder in which something else is noted now; None if there is none."""
+        return next((path for path, was in self.notes.items() if notes(path) != was), None)
+
+    def what_changed_before(self, channel):
+        """Wait for a message on `channel`: None. The folder, if something else is noted there."""
+        poll = select.poll()
+        for descriptor in (channel.fileno(), self.watch):
+            if descriptor >= 0:  # without inotify, it is found out at the next request
+                poll.register(descriptor, select.POLLIN)
+        quiet = None
+        while True:
+            ready = [descriptor for descriptor, _ in poll.poll(quiet)]
+            if channel.fileno() in ready:
+                return None
+            if not ready:
+                changed = self.what_changed()
+                if changed:
+                    return changed
+            quiet = QUIET * 1000 if ready else None
+            with contextlib.suppress(BlockingIOError):
+                while os.read(self.watch, 1 << 16):
+                    pass
+
+    def close(self):
+        if self.watch >= 0:
+            os.close(self.watch)
 
 
 def notes(path):
@@ -238,11 +284,6 @@ def notes(path):
     with contextlib.suppress(OSError), os.scandir(path) as entries:
         return sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.name.endswith(marks))
     return []
-
-
-def what_was_noted(packages):
-    """The folder in which pip has noted something since; None if there is none."""
-    return next((path for path, before in packages.items() if notes(path) != before), None)
 
 
 class Imported:
