@@ -13,7 +13,7 @@ from pathlib import Path
 
 from answers import chat_answered, moment_when, port_open, prompt_answered
 from clusters import Supervised, with_workers
-from contestants import Contestant, Work
+from contestants import Contestant, OursCold, Work, launched
 from processes import memory, of_this_run, with_descendants
 from results import Quantity, Results
 from sessions import PATIENCE, YOUNG, Settings, await_rest, share_of_core
@@ -152,7 +152,9 @@ def _work(size: int, folder: Path) -> Work:
     content = with_workers(size)
     planning = folder / "planning"
     planning.mkdir()
-    changes = json.loads(Supervised(planning, content).ask("plan", "--json"))["changes"]
+    changes = json.loads(
+        Supervised(planning, launched(content, OursCold.launch)).ask("plan", "--json")
+    )["changes"]
     commands = {
         one["instance"]: [word for word in one["command"] if word != "--no-register"]
         for one in changes

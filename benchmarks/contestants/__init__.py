@@ -6,7 +6,7 @@ from contestants.bare import Bare
 from contestants.circus import Circus
 from contestants.contestant import Contestant, Work
 from contestants.installing import Missing
-from contestants.ours import LAUNCH_FIELD, Ours, OursCold, OursWarm
+from contestants.ours import Ours, OursCold, OursWarm, launched
 from contestants.pm2 import Pm2
 from contestants.runit import Runit
 from contestants.s6 import S6
@@ -25,6 +25,7 @@ __all__ = [
     "OursWarm",
     "Work",
     "everybody",
+    "launched",
 ]
 
 PEERS: tuple[type[Contestant], ...] = (Supervisord, Circus, Pm2, Runit, S6)
@@ -33,7 +34,8 @@ TRIVIAL: tuple[type[Contestant], ...] = (Ours, *PEERS, Bare)
 """Who runs trivial processes."""
 
 WORKERS: tuple[type[Contestant], ...] = (
-    *((OursWarm, OursCold) if LAUNCH_FIELD else (OursCold,)),
+    OursWarm,
+    OursCold,
     *PEERS,
     Bare,
     Script,

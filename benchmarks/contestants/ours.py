@@ -15,9 +15,6 @@ from processes import children, command_line, environment
 import supervisor
 from contestants.contestant import Contestant, Work
 
-LAUNCH_FIELD = False
-"""Whether cluster files have the field `launch` yet."""
-
 
 class Ours(Contestant):
     program = "ours"
@@ -27,7 +24,7 @@ class Ours(Contestant):
 
     def __init__(self, folder: Path, programs: Path, work: Work) -> None:
         super().__init__(folder, programs, work)
-        self._content = _launched(work.content, self.launch)
+        self._content = launched(work.content, self.launch)
 
     @classmethod
     def install(cls, programs: Path, *, offline: bool) -> str:
@@ -85,9 +82,9 @@ class OursCold(Ours):
     launch = "cold"
 
 
-def _launched(content: dict[str, Any], launch: str | None) -> dict[str, Any]:
+def launched(content: dict[str, Any], launch: str | None) -> dict[str, Any]:
     content = copy.deepcopy(content)
-    if launch is not None and LAUNCH_FIELD:
+    if launch is not None:
         for service in (content["controller"], content["api_server"], *content["workers"].values()):
             service["launch"] = launch
     return content

@@ -185,6 +185,7 @@ class Spawned:
     run: int
     pid: int
     born: int = 0
+    how: str = "started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +453,7 @@ def _spawned(status: Status, event: Spawned, at: _Moment) -> Step:
         case State.STARTING if at.spec.startup is None:
             return _answered(alive, "it runs, and has no startup probe", at)
         case State.STARTING:
-            alive = replace(alive, reason=f"started as pid {event.pid}, not ready yet")
+            alive = replace(alive, reason=f"{event.how} as pid {event.pid}, not ready yet")
             return alive, (StartProbes(status.run, (Check.STARTUP,)),)
         case State.STOPPING:
             # Asked to stop between the decision to spawn it and its first breath.

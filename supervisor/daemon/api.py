@@ -12,8 +12,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from ssl import SSLContext
@@ -47,6 +47,7 @@ from supervisor.runtime.blockers import blockers
 from supervisor.runtime.listeners import listen
 from supervisor.runtime.logs import follow, last_words, recent
 from supervisor.runtime.safewrite import WriteError
+from supervisor.runtime.templates import Sight
 from supervisor.spec.checks import tls_context
 from supervisor.spec.editing.tree import EditError
 from supervisor.spec.model import Control
@@ -79,6 +80,7 @@ class Daemon:
     log_path: Callable[[str], Path]
     tree_of: Callable[[str], list[int]]
     """Pids of an instance's processes."""
+    templates: Callable[[], Sequence[Sight]]
     reloader: Reloader
     upgrades: int
     upgrade: Callable[[], Awaitable[None]]
@@ -120,6 +122,7 @@ async def get_status(daemon: Daemon, request: web.Request) -> views.StatusView:
             problems=[str(problem) for problem in daemon.reloader.problems],
             under_way=progress.under_way,
             failed=progress.failed,
+            templates=[views.TemplateView(**asdict(one)) for one in daemon.templates()],
         ),
         instances=[_instance(daemon, name) for name in daemon.reconciler.specs],
     )

@@ -196,7 +196,8 @@ class _Running:
             raise RunDirError(f"cannot start the log writer: {error}") from None
         adoption = self._beginning.adoption
         there = {one.name for one in adoption.known.members} if adoption else set()
-        for name in self._logs.names - self._beginning.wanted.keys() - there:
+        templates = {name for name in self._logs.names if "~template" in name}
+        for name in self._logs.names - self._beginning.wanted.keys() - there - templates:
             self._logs.forget(name)
 
     def _watch_log_writer(self, pid: int) -> None:
@@ -270,6 +271,7 @@ class _Running:
                 started=self._started,
                 log_path=self._logs.path,
                 tree_of=self._processes.tree_of,
+                templates=self._effects.templates.look,
                 reloader=self._reloader,
                 upgrades=self._upgrades,
                 upgrade=self._upgrade,

@@ -17,7 +17,7 @@ from typing import Protocol
 from supervisor.core import lifecycle
 from supervisor.core.cluster import ClusterState, cluster_state
 from supervisor.core.diagnosis import CauseClass
-from supervisor.core.instance import InstanceSpec, Role
+from supervisor.core.instance import InstanceSpec, Role, Template
 from supervisor.core.lifecycle import (
     RUNNING,
     Adjusted,
@@ -91,6 +91,7 @@ class Effects(Protocol):
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None: ...
     def forget(self, spec: InstanceSpec) -> None: ...
     def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None: ...
+    def keep_templates(self, templates: Collection[Template]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +358,7 @@ class Reconciler:
 
         False: a ``HandOver`` has come, and no message is left to handle; call it again to go on.
         """
+        self._keep_templates()
         while True:
             if self._inbox.empty():
                 if self._dirty:
@@ -441,6 +443,7 @@ class Reconciler:
         self._wanted = dict(wish.specs)
         self._reasons = {**self._reasons, **wish.reasons}
         self._dirty = self._changing = True
+        self._keep_templates()
         if wish.retry:
             for slot, history in self._histories.items():
                 self._histories[slot] = replace(history, failure=None)
@@ -578,6 +581,12 @@ class Reconciler:
             self._listening = addresses
             with _surviving("the cluster", addresses):
                 self._effects.keep_listening(addresses)
+
+    def _keep_templates(self) -> None:
+        """They import while the instances wait for something else."""
+        templates = dict.fromkeys(s.template for s in self._wanted.values() if s.template)
+        with _surviving("the cluster", "templates"):
+            self._effects.keep_templates(list(templates))
 
     def _state(self) -> ClusterState:
         staying = [st for name, st in self._statuses.items() if name not in self._leaving]

@@ -130,7 +130,7 @@ def without_secrets(state: State) -> State:
 
 
 def _bare(spec: InstanceSpec) -> InstanceSpec:
-    return replace(spec, argv=(), env=(), secret_input=None, beside=None)
+    return replace(spec, argv=(), env=(), template=None, secret_input=None, beside=None)
 
 
 # ---------------------------------------------------------------- going on

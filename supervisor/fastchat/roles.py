@@ -19,6 +19,7 @@ from supervisor.core.instance import (
     RestartPolicy,
     Role,
     Startup,
+    Template,
 )
 from supervisor.fastchat import flags
 from supervisor.fastchat.gpus import deal, gpus_per_replica
@@ -353,6 +354,9 @@ class _Expansion:
         # Without NO_PROXY, which follows the hosts of all workers: one more is no reason to
         # restart the others.
         launch = _digest(launched_as or argv, sorted(variables.items()), cwd, secret_input)
+        template = None
+        if isinstance(entry, spec.PythonService):
+            template = self._template(entry, Path(argv[1]).stem, variables)
         variables |= hints or {}
         variables |= _no_proxy({**self._environ, **given}, self._hosts)
         return InstanceSpec(
@@ -387,8 +391,25 @@ class _Expansion:
             surge=surge,
             max_unavailable=max_unavailable,
             beside=beside,
+            warmth=getattr(entry, "launch", "cold"),
+            template=template,
             secret_input=secret_input,
         )
+
+    def _template(
+        self, entry: spec.PythonService, module: str, variables: Mapping[str, str]
+    ) -> Template | None:
+        """What its process is forked from; one template for all that import the same in the same
+        environment."""
+        kind = _TEMPLATES.get(module)
+        device = getattr(entry, "device", "cuda")
+        if kind is None or entry.launch == "cold":
+            return None
+        if entry.launch == "auto" and device not in _FORK_SAFE_DEVICES:
+            return None
+        seen = {name: value for name, value in variables.items() if not _is_seen_late(name)}
+        argv = (self._python(entry), str(ENTRY / "template.py"), kind)
+        return Template(kind, argv, tuple(sorted(seen.items())))
 
     def _entry(self, module: str, service: spec.PythonService, words: list[str]) -> tuple[str, ...]:
         return (self._python(service), str(ENTRY / f"{module}.py"), *words, *service.args)
@@ -430,6 +451,24 @@ _WORKER_ENV = {
     "LLM_SUPERVISOR_NO_REGISTER": "1",  # some kinds register in spite of --no-register
     "TOKENIZERS_PARALLELISM": "false",  # warns at every request otherwise, once it has forked
 }
+
+
+_TEMPLATES = {
+    "model_worker": "worker",
+    "multi_model_worker": "worker",
+    "controller": "server",
+    "openai_api_server": "server",
+}
+"""Kind of template (`entry/template.py`) by entry module; all others are always started cold."""
+_FORK_SAFE_DEVICES = ("cpu", "cuda")
+"""torch imports nothing of these that would not survive a fork; for others nobody has looked."""
+_SEEN_LATE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NO_PROXY", "no_proxy")
+
+
+def _is_seen_late(name: str) -> bool:
+    """Whether no import looks at this variable: CUDA's count when it starts, proxies at a request,
+    and ours belong to our own modules."""
+    return name in _SEEN_LATE or name.startswith("LLM_SUPERVISOR_")
 
 
 def _digest(*parts: object) -> str:

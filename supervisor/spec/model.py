@@ -240,6 +240,11 @@ class PythonService(Service):
 
     python: Replace[str | None] = None
     """Interpreter to run it with, for engines that need an environment of their own."""
+    launch: Live[Literal["auto", "warm", "cold"]] = "auto"
+    """`warm`: its process is forked from one that has imported all it needs, and so is there in a
+    tenth of a second and shares that memory; `cold`: started as a program; `auto`: warm for
+    `model_worker`, `multi_model_worker`, the controller and the API server. Counts at its next
+    start."""
     args: Replace[Words] = ()
     """Flags passed on verbatim, after all others."""
 

@@ -94,6 +94,7 @@ SAMPLES: dict[str, Sample] = {
     "Service.stop_grace": to("7s"),
     "PythonService.python": to("/opt/other/bin/python"),
     "PythonService.args": to(["--more"]),
+    "PythonService.launch": to("cold"),
     "Controller.host": to("127.0.0.2"),
     "Controller.port": to(21999),
     "Controller.dispatch_method": to("lottery"),
