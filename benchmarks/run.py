@@ -37,8 +37,8 @@ from results import Results
 
 _PARTS = ("trivial", "workers", "resting", "failover")
 _ROUNDS = 3
-_LARGE = {"trivial": 1000, "workers": 16}
-"""From this size on there is a third of the rounds: each takes a minute."""
+_LARGE = {"trivial": 100, "workers": 16}
+"""From this size on there is a third of the rounds, or all would take an hour."""
 
 
 class Run:
@@ -223,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=_ROUNDS,
         metavar="N",
-        help=f"default: {_ROUNDS}; a third of it for the largest sizes",
+        help=f"default: {_ROUNDS}; a third of it for large sizes",
     )
     parser.add_argument(
         "--sizes",
@@ -244,9 +244,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--span",
         type=float,
-        default=5.0,
+        default=3.0,
         metavar="SECONDS",
-        help="over which processor time at rest is counted; default: 5",
+        help="over which processor time at rest is counted; default: 3",
     )
     parser.add_argument(
         "--peers",

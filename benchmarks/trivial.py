@@ -25,7 +25,7 @@ RELOAD = Quantity("reload", "reload of a file that has not changed", "ms", _SIZE
 MEMORY = Quantity("memory", "memory of the supervisor, all its processes (PSS)", "MB", _SIZED)
 CPU = Quantity("idle CPU", "the supervisor at rest, of one core", "%", _SIZED)
 
-_KILLS, _FEWEST, _KILLING = 10, 3, 15.0
+_KILLS, _FEWEST, _KILLING = 10, 3, 8.0
 """Processes that are killed: so many, but after so many seconds no more than a few."""
 _COMMANDS, _ADDED = 3, 2
 

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,11 @@ CHAT = Quantity(
     "kill to chat", "kill -9 of a worker → a chat completion is answered again", "s", _SIZED
 )
 WORKERS = Quantity("workers' memory", "memory of all workers (PSS)", "MB", _SIZED)
-WHOLE = Quantity(
-    "whole memory", "memory of everything, controller to supervisor (PSS)", "MB", _SIZED
-)
+WHOLE = Quantity("whole memory", "memory of everything, supervisor included (PSS)", "MB", _SIZED)
 CPU = Quantity("idle CPU with workers", "the supervisor at rest, of one core", "%", _SIZED)
 
-_KILLS, _MOST_TO_KILL_IN = 2, 4
-"""Workers that are killed, one after the other; in clusters of at most so many."""
+_MOST, _KILLING = 4, 4.0
+"""Workers are killed in clusters of at most so many; no more of them after so many seconds."""
 _STARTING, _PROMPT, _CHAT = 0.03, 0.005, 0.01
 """Seconds between two questions: while all starts; to the worker; through the API server."""
 _BY_HAND = {
@@ -84,11 +83,9 @@ class Session:
             add(WHOLE, memory(everything))
             if one.restarts:
                 add(CPU, share_of_core(own, self._span))
-                for worker in self._workers[: _KILLS if size <= _MOST_TO_KILL_IN else 0]:
-                    prompt, chat = self._kill(worker, pids[worker.name])
+                for prompt, chat in self._kill_some(pids):
                     add(PROMPT, prompt)
                     add(CHAT, chat)
-                    time.sleep(YOUNG)
         finally:
             one.end()
 
@@ -124,6 +121,15 @@ class Session:
         moment_when(open_, every=_STARTING, end=end, what=what)
         return moment_when(answered, every=_STARTING, end=end, what=what)
 
+    def _kill_some(self, pids: Mapping[str, int]) -> Iterator[tuple[float, float]]:
+        """Nobody twice, and fewer if each takes long."""
+        end = time.monotonic() + _KILLING
+        for worker in self._workers if len(self._workers) <= _MOST else ():
+            yield self._kill(worker, pids[worker.name])
+            if time.monotonic() > end:
+                return
+            time.sleep(YOUNG)
+
     def _kill(self, worker: _Worker, pid: int) -> tuple[float, float]:
         """Seconds until it answers a prompt, and until a chat completion is answered."""
         end = time.monotonic() + PATIENCE
@@ -152,9 +158,8 @@ def _work(size: int, folder: Path) -> Work:
     content = with_workers(size)
     planning = folder / "planning"
     planning.mkdir()
-    changes = json.loads(
-        Supervised(planning, launched(content, OursCold.launch)).ask("plan", "--json")
-    )["changes"]
+    cold = Supervised(planning, launched(content, OursCold.launch))
+    changes = json.loads(cold.ask("plan", "--json"))["changes"]
     commands = {
         one["instance"]: [word for word in one["command"] if word != "--no-register"]
         for one in changes
