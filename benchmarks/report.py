@@ -15,8 +15,10 @@ _BEGIN = "<!-- begin: written by `make bench`, not by hand -->"
 _END = "<!-- end -->"
 
 
-def markdown(run: Mapping[str, Any], results: Results, verdicts: Sequence[Verdict]) -> str:
-    """``run``: what is told of the run besides its figures."""
+def markdown(
+    run: Mapping[str, Any], results: Results, verdicts: Sequence[Verdict], missing: Sequence[str]
+) -> str:
+    """``run`` is what is told of it besides figures, ``missing`` what it has not measured."""
     parts = [_about(run), _goals(verdicts)]
     for sized, group in groupby(results.quantities(), key=lambda one: one.sized):
         quantities = list(group)
@@ -26,18 +28,20 @@ def markdown(run: Mapping[str, Any], results: Results, verdicts: Sequence[Verdic
         parts += [_table(quantity, results) for quantity in compared]
         if alone:
             parts.append(_figures(alone, results))
-    parts += _remarks(results, run["skipped"])
+    if missing:
+        parts.append("\n".join(["### Not measured\n", *(f"- {line}" for line in missing)]))
     return "\n\n".join(parts)
 
 
+def has_place(file: Path) -> bool:
+    """Whether it has the two marks, in their order."""
+    return _END in file.read_text().partition(_BEGIN)[2]
+
+
 def write(file: Path, text: str) -> None:
-    """Between the two marks; raises ValueError if the file has none."""
-    before, found, rest = file.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not (found and end):
-        raise ValueError(
-            f"{file} has no lines `{_BEGIN}` and `{_END}`; put them where the table goes"
-        )
+    """Between the two marks."""
+    before, _, rest = file.read_text().partition(_BEGIN)
+    after = rest.partition(_END)[2]
     file.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
 
 
@@ -97,13 +101,6 @@ def _figures(quantities: Sequence[Quantity], results: Results) -> str:
         values = f"{_spread(results.of(quantity, name, size))} {quantity.unit}".strip()
         lines.append(f"| {quantity.title} | {name} | {size} | {values} |")
     return "\n".join(lines)
-
-
-def _remarks(results: Results, skipped: Mapping[str, str]) -> list[str]:
-    lines = [f"- {name}: not measured, {why}" for name, why in skipped.items()]
-    for (name, size, sized), why in results.remarks.items():
-        lines.append(f"- {name}, {size:,} {sized}: {why}")
-    return ["### What could not be measured\n\n" + "\n".join(lines)] if lines else []
 
 
 def _spread(values: Sequence[float]) -> str:

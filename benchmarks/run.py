@@ -60,6 +60,13 @@ class Run:
     def of_ours_is_missing(self) -> bool:
         return any(name.startswith(Ours.name) for name, _, _ in self.results.remarks)
 
+    def not_measured(self) -> list[str]:
+        """One line for each, with the reason."""
+        lines = [f"{name}: {why}" for name, why in self._skipped.items()]
+        for (name, size, sized), why in self.results.remarks.items():
+            lines.append(f"{name}, {size:,} {sized}: {why}")
+        return lines
+
     def play(self) -> None:
         parts: dict[str, Callable[[], None]] = {
             "trivial": self._trivial,
@@ -73,8 +80,7 @@ class Run:
     def about(self) -> dict[str, Any]:
         minutes = round((time.monotonic() - self._began) / 60)
         after = {"minutes": minutes, "load_after": load_average()}
-        whom = {"contestants": self._versions, "skipped": self._skipped}
-        return {**self._about, **after, **whom}
+        return {**self._about, **after, "contestants": self._versions}
 
     # ------------------------------------------------------------ parts
 
@@ -114,6 +120,8 @@ class Run:
     ) -> None:
         """They take turns, and each round begins with another one."""
         there = [one for one in contestants if self._wanted(one) and self._installed(one)]
+        if not there:
+            return
         for one in () if self._arguments.no_warm_up else there:
             with self._turn(one, 1, f"{part}, not counted") as place:
                 session(one, 1, place).warm_up()
@@ -132,7 +140,7 @@ class Run:
         with folder() as place:
             try:
                 yield place
-            except (OSError, RuntimeError, TimeoutError) as error:
+            except Exception as error:
                 why = " ".join(str(error).split())
                 self.results.remarks.setdefault((one.name, size, what.split(",")[0]), why[:300])
                 print(f"  {one.name}: {error}", file=sys.stderr)
@@ -154,7 +162,10 @@ class Run:
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.table and not report.has_place(arguments.table):
+        parser.error(f"{arguments.table} has no marks where the tables go: see docs/benchmarks.md")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _allow_descriptors()
     ending = guard()
@@ -180,13 +191,14 @@ def _played(run: Run) -> bool:
 
 def _tell(run: Run, arguments: argparse.Namespace) -> None:
     about, verdicts = run.about(), goals.judge(run.results)
-    text = report.markdown(about, run.results, verdicts)
+    text = report.markdown(about, run.results, verdicts, run.not_measured())
     print(text)
     if arguments.table:
         report.write(arguments.table, text)
     if arguments.json:
         content = {
             **about,
+            "not_measured": run.not_measured(),
             "goals": [one.as_json() for one in verdicts],
             "results": run.results.as_json(),
         }
