@@ -134,6 +134,9 @@ class InstanceSpec:
     """Replicas of its service that may be taken away at a time to start their successors."""
     beside: InstanceSpec | None = None
     """The same under another name and port, for a surge; None: no name or port is to be had."""
+    weights: int = 0
+    """Bytes of its model's weights on disk, as last seen; 0: none, or nobody knows. A hint, which
+    says nothing of how it is started."""
     secret_input: bytes | None = field(default=None, repr=False)
     """Written to its stdin and closed; how secrets reach it outside argv and environment."""
 

@@ -20,7 +20,7 @@ from supervisor.core.instance import (
     Role,
     Startup,
 )
-from supervisor.fastchat import flags
+from supervisor.fastchat import flags, weights
 from supervisor.fastchat.gpus import deal, gpus_per_replica
 from supervisor.spec import model as spec
 from supervisor.spec.load import ClusterFile
@@ -129,6 +129,7 @@ class _Expansion:
         self._base = file.base
         self._ports = ports
         self._environ = environ
+        self._sizes: dict[str, int] = {}
         self._controller = controller_address(file.cluster)
         self._needs_controller = ("controller",) if has_own_controller(file.cluster) else ()
         workers = {_url(worker.host, 0) for worker in file.cluster.workers.values()}
@@ -290,7 +291,19 @@ class _Expansion:
             surge=surges(worker),
             max_unavailable=worker.max_unavailable,
             beside=second,
+            weights=self._weights(service, worker, (model_path, *paths)),
         )
+
+    def _weights(self, service: str, worker: spec.Worker, models: Iterable[str | None]) -> int:
+        """Bytes of all models of a worker; the disk is looked at once for all its replicas."""
+        if isinstance(worker, spec.HuggingfaceApiWorker):
+            return 0  # they are elsewhere, and its path is that of a list
+        if service not in self._sizes:
+            environ = {**self._environ, **self._cluster.env, **worker.env}
+            revision = getattr(worker, "revision", None)
+            found = (weights.size(one, environ, revision) for one in models if one is not None)
+            self._sizes[service] = sum(found)
+        return self._sizes[service]
 
     def _is_renamable(self, worker: spec.Worker) -> bool:
         """Whether the model's names can change while its process runs.
@@ -345,6 +358,7 @@ class _Expansion:
         surge: bool = False,
         max_unavailable: int = 1,
         beside: InstanceSpec | None = None,
+        weights: int = 0,
         secret_input: bytes | None = None,
     ) -> InstanceSpec:
         given = {**self._cluster.env, **entry.env}
@@ -387,6 +401,7 @@ class _Expansion:
             surge=surge,
             max_unavailable=max_unavailable,
             beside=beside,
+            weights=weights,
             secret_input=secret_input,
         )
 
