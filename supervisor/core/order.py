@@ -17,8 +17,13 @@ class StartLimit:
 
     workers: int
     memory: int | None = None
-    """Bytes that the weights of all that are starting may take together, though one may start
-    whatever its weights take; None: any."""
+    """Bytes that the weights of all that are starting may take together; None: any."""
+
+    def admits(self, starting: Sequence[int], weights: int) -> bool:
+        """Whether one more may start beside those that are ``starting``, all by their weights. One
+        may always, whatever its weights take."""
+        fits = self.memory is None or sum(starting) + weights <= self.memory
+        return not starting or (len(starting) < self.workers and fits)
 
 
 def startable(
@@ -81,18 +86,18 @@ def _why_no_place(
     spec: InstanceSpec, starting: Sequence[InstanceSpec], limit: StartLimit
 ) -> str | None:
     """As a clause for people; None if there is a place."""
+    sizes = [one.weights for one in starting]
+    if limit.admits(sizes, spec.weights):
+        return None
     more = ", ..." if len(starting) > _NAMED else ""
     names = ", ".join(one.name for one in starting[:_NAMED]) + more
     workers = "worker is" if len(starting) == 1 else "workers are"
     who = f"{len(starting)} {workers} starting ({names})"
     if len(starting) >= limit.workers:
         return f"{who}, max_parallel_starts is {limit.workers}"
-    taken = sum(one.weights for one in starting)
-    if not starting or limit.memory is None or taken + spec.weights <= limit.memory:
-        return None
     return (
-        f"{who}, and {_gib(spec.weights)} of weights beside their {_gib(taken)} are more than the "
-        f"{_gib(limit.memory)} of memory that are free"
+        f"{who}, and {_gib(spec.weights)} of weights beside their {_gib(sum(sizes))} are more than "
+        f"the {_gib(limit.memory or 0)} of memory that are free"
     )
 
 

@@ -573,7 +573,7 @@ class Reconciler:
         while self._dirty:
             self._dirty = False
             if not self._going_down:
-                for step in next_steps(self._wanted, self.members, self._histories):
+                for step in next_steps(self._wanted, self.members, self._histories, self._limit):
                     self._take(step)
             for name in list(stoppable(self._entries())):
                 self._apply(name, DependentsStopped())
