@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ ENTRY = Path(__file__).parent / "entry"
 
 _QUICK_LIVENESS = {"timeout": 5.0}
 """A controller or API server answers in milliseconds."""
+
+_LARGE = 256 * 2**20
+"""Bytes of weights from which on it pays to read them ahead."""
+_COMMAND_INTERVAL = 0.05
+"""Seconds between two questions to a start, unless the file says so, where each is a process."""
 
 _VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
@@ -129,7 +135,7 @@ class _Expansion:
         self._base = file.base
         self._ports = ports
         self._environ = environ
-        self._sizes: dict[str, int] = {}
+        self._found: dict[str, weights.Weights] = {}
         self._controller = controller_address(file.cluster)
         self._needs_controller = ("controller",) if has_own_controller(file.cluster) else ()
         workers = {_url(worker.host, 0) for worker in file.cluster.workers.values()}
@@ -253,6 +259,7 @@ class _Expansion:
         share = gpus_per_replica(worker)
         gpus = deal(worker.gpus, share, i) if worker.gpus and share else ()
         models, model_path, paths = self._models(service, worker)
+        found = self._weights(service, worker, (model_path, *paths))
 
         def words(port: int, address: str, controller: str, models: tuple[str, ...]) -> list[str]:
             return flags.worker_flags(
@@ -291,19 +298,22 @@ class _Expansion:
             surge=surges(worker),
             max_unavailable=worker.max_unavailable,
             beside=second,
-            weights=self._weights(service, worker, (model_path, *paths)),
+            hints=_read_ahead(found),
+            weights=found.size,
         )
 
-    def _weights(self, service: str, worker: spec.Worker, models: Iterable[str | None]) -> int:
-        """Bytes of all models of a worker; the disk is looked at once for all its replicas."""
+    def _weights(
+        self, service: str, worker: spec.Worker, models: Iterable[str | None]
+    ) -> weights.Weights:
+        """Of all models of a worker; the disk is looked at once for all its replicas."""
         if isinstance(worker, spec.HuggingfaceApiWorker):
-            return 0  # they are elsewhere, and its path is that of a list
-        if service not in self._sizes:
+            return weights.Weights()  # they are elsewhere, and its path is that of a list
+        if service not in self._found:
             environ = {**self._environ, **self._cluster.env, **worker.env}
             revision = getattr(worker, "revision", None)
-            found = (weights.size(one, environ, revision) for one in models if one is not None)
-            self._sizes[service] = sum(found)
-        return self._sizes[service]
+            here = (one for one in models if one is not None)
+            self._found[service] = weights.weights_of(here, environ, revision)
+        return self._found[service]
 
     def _is_renamable(self, worker: spec.Worker) -> bool:
         """Whether the model's names can change while its process runs.
@@ -459,6 +469,12 @@ def _contents(worker: spec.Worker, paths: Iterable[str]) -> Iterator[str]:
             yield path.read_text("utf-8", errors="replace") if path.is_file() else ""
 
 
+def _read_ahead(found: weights.Weights) -> dict[str, str]:
+    """What `entry/read_ahead.py` reads; small files are read by the time anybody asks."""
+    is_worth_it = found.size >= _LARGE and not any(os.pathsep in name for name in found.files)
+    return {"LLM_SUPERVISOR_READ_AHEAD": os.pathsep.join(found.files)} if is_worth_it else {}
+
+
 def _names_in(info: Path) -> tuple[str, ...]:
     """The models of a huggingface_api_worker, as FastChat reads them from its JSON file."""
     try:
@@ -520,7 +536,9 @@ def _startup(probe: spec.StartupProbe, default: tuple[Question, ...]) -> Startup
         questions = (own, *(question for question in default if question.ask is Ask.GENERATE))
     if not questions:
         return None
-    return Startup(questions, probe.interval, probe.timeout, probe.deadline)
+    is_command = questions[0].ask is Ask.COMMAND and "interval" not in probe.model_fields_set
+    interval = _COMMAND_INTERVAL if is_command else probe.interval
+    return Startup(questions, interval, probe.timeout, probe.deadline)
 
 
 def _progress(worker: spec.Worker, questions: tuple[Question, ...]) -> Progress:

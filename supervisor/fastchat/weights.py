@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 """A folder may have the same weights in several formats; loaders prefer them in this order."""
 
 
-def weight_files(model: str, environ: Mapping[str, str], revision: str | None = None) -> list[Path]:
-    """The weights of a local folder or file, or of a repository in Hugging Face's cache.
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The files of a worker's models, and how many bytes they have together."""
 
-    ``model`` is an absolute path or ``owner/name``; ``environ`` is the worker's. Empty if they are
-    not on this disk (yet), or cannot be looked at.
+    files: tuple[str, ...] = ()
+    size: int = 0
+
+
+def weights_of(
+    models: Iterable[str], environ: Mapping[str, str], revision: str | None = None
+) -> Weights:
+    """What is on this disk of models, each of which is an absolute path (a folder or a file) or a
+    repository, ``owner/name``, that may be in Hugging Face's cache; ``environ`` is the worker's.
+    What is not there (yet), or cannot be looked at, is left out.
     """
-    place = Path(model)
-    if not place.is_absolute():
-        found = _snapshot(model, environ, revision)
-        if found is None:
-            return []
-        place = found
+    sizes: dict[str, int] = {}
+    for model in models:
+        for one in _files(model, environ, revision):
+            with contextlib.suppress(OSError):  # a link of a download that was broken off
+                sizes[str(one)] = one.stat().st_size
+    return Weights(tuple(sizes), sum(sizes.values()))
+
+
+def _files(model: str, environ: Mapping[str, str], revision: str | None) -> list[Path]:
+    place: Path | None = Path(model)
+    if not os.path.isabs(model):
+        place = _snapshot(model, environ, revision)
+    if place is None:
+        return []
     try:
         if place.is_file():
             return [place]
@@ -31,17 +50,6 @@ def weight_files(model: str, environ: Mapping[str, str], revision: str | None = 
     kinds = {one.suffix for one in files}
     best = next((suffix for suffix in _SUFFIXES if suffix in kinds), "")
     return [one for one in files if one.suffix == best]
-
-
-def size(model: str, environ: Mapping[str, str], revision: str | None = None) -> int:
-    """Bytes of all of them together; see ``weight_files``."""
-    found = 0
-    for one in weight_files(model, environ, revision):
-        try:
-            found += one.stat().st_size  # of what a link of the cache leads to
-        except OSError:
-            continue  # a link of a download that was broken off
-    return found
 
 
 def _snapshot(model: str, environ: Mapping[str, str], revision: str | None) -> Path | None:

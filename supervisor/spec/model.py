@@ -109,8 +109,9 @@ class Question(Model):
 class StartupProbe(Question):
     """Asked from the start on until it passes."""
 
-    interval: Live[Interval] = 0.05
-    """Least time between two questions; it grows with the time that a start takes, up to 2 s."""
+    interval: Live[Interval] = 0.01
+    """Least time between two questions, 50 ms for a `command`; it grows with the time that a start
+    takes, up to 2 s."""
     timeout: Live[Interval] = 5.0
     """An answer later than this is none."""
     deadline: Live[Duration] = 1800.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from writer import Writer
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.fastchat import roles
-from supervisor.fastchat.weights import size, weight_files
+from supervisor.fastchat.weights import weights_of
 
 COMMIT = "0123abcd"
+MIB = 2**20
 
 
 def folder(path: Path, **sizes: int) -> Path:
@@ -20,6 +22,10 @@ def folder(path: Path, **sizes: int) -> Path:
     for name, count in sizes.items():
         (path / name.replace("__", ".")).write_bytes(b"x" * count)
     return path
+
+
+def size(model: str, environ: dict[str, str], revision: str | None = None) -> int:
+    return weights_of([model], environ, revision).size
 
 
 def cached(cache: Path, name: str, count: int, revision: str = "main") -> None:
@@ -49,7 +55,7 @@ def test_each_format_counts(tmp_path: Path, suffix: str) -> None:
 
 def test_what_is_there_in_two_formats_is_read_in_one(tmp_path: Path) -> None:
     model = folder(tmp_path / "m", model__safetensors=5, pytorch_model__bin=6, optimizer__pt=70)
-    assert [one.name for one in weight_files(str(model), {})] == ["model.safetensors"]
+    assert weights_of([str(model)], {}).files == (str(model / "model.safetensors"),)
 
 
 def test_a_single_file_is_a_model_too(tmp_path: Path) -> None:
@@ -94,7 +100,7 @@ def test_the_cache_is_where_huggingface_hub_has_it(
     found = huggingface_hub.try_to_load_from_cache(
         "owner/name", "model.safetensors", cache_dir=tmp_path
     )
-    assert [Path(found)] == weight_files("owner/name", {"HF_HUB_CACHE": str(tmp_path)})
+    assert weights_of(["owner/name"], {"HF_HUB_CACHE": str(tmp_path)}).files == (found,)
 
 
 def specs(tmp_path: Path, text: str) -> dict[str, InstanceSpec]:
@@ -138,3 +144,17 @@ def test_a_file_that_grows_is_no_reason_for_another_process(tmp_path: Path) -> N
     after = specs(tmp_path, text)["a-0"]
     assert (before.weights, after.weights) == (5, 9)
     assert before.launch == after.launch
+
+
+def test_large_weights_are_named_to_the_worker_that_is_to_read_them_ahead(tmp_path: Path) -> None:
+    """That is no part of how it is launched: a model that arrives later changes nothing."""
+    text = "workers: {a: {model_path: ./m}, b: {model_path: ./n}}"
+    model = folder(tmp_path / "m", a__safetensors=1, b__safetensors=1)
+    folder(tmp_path / "n", a__safetensors=1)
+    before = specs(tmp_path, text)
+    os.truncate(model / "b.safetensors", 256 * MIB)
+    after = specs(tmp_path, text)
+    names = [dict(one.env).get("LLM_SUPERVISOR_READ_AHEAD") for one in (before | after).values()]
+    assert names == [None, f"{model}/a.safetensors:{model}/b.safetensors", None]
+    assert "LLM_SUPERVISOR_READ_AHEAD" not in dict(before["a-0"].env)
+    assert before["a-0"].launch == after["a-0"].launch
