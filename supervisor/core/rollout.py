@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from supervisor.core.instance import InstanceSpec, Role
 from supervisor.core.lifecycle import State, Status
+from supervisor.core.order import StartLimit, takes_a_place
 from supervisor.core.plan import candidates, form_of
 
 ROLLOUT_TRIES = 3
@@ -126,10 +127,15 @@ def next_steps(
     wanted: Mapping[str, InstanceSpec],
     members: Sequence[Member],
     histories: Mapping[str, History],
+    limit: StartLimit | None = None,
 ) -> list[Step]:
-    """All that can be done now. Nothing to do is an empty list, and doing it leads nearer there."""
+    """All that can be done now. Nothing to do is an empty list, and doing it leads nearer there.
+
+    ``limit`` is how many workers may be starting at once; None: any number.
+    """
     slots = _slots(wanted, members, histories)
     places = _Places(slots, members)
+    starts = _Starts(slots, members, places, limit)
     steps: list[Step] = [Forget(one.name) for one in members if _is_gone(one)]
     for member in members:
         if member.leaving and member.status.wanted and not _is_gone(member):
@@ -142,7 +148,7 @@ def next_steps(
     for slot in slots:
         services.setdefault(slot.target.service, []).append(slot)
     for group in services.values():
-        steps += _of_service(group, places)
+        steps += _of_service(group, places, starts)
     needed = _needed_controllers(slots, members)
     steps = [one for one in steps if not isinstance(one, Retire) or one.instance not in needed]
     return list(_without_collisions(steps, places))
@@ -249,6 +255,12 @@ class _Slot:
         """It has one instance more than it should, if only until that has stopped."""
         return len(self.live) + len(self.leaving) > 1
 
+    @property
+    def starts_soon(self) -> bool:
+        """Something is to start here that is only waited for, if by nothing but its turn."""
+        awaited = (State.STOPPED, State.STOPPING)
+        return not self.live or any(one.status.wanted and one.state in awaited for one in self.live)
+
     def free(self) -> InstanceSpec | None:
         """A form of the target whose name nobody has."""
         taken = {one.name for one in (*self.live, *self.leaving)}
@@ -332,7 +344,7 @@ def _failure(target: InstanceSpec, history: History) -> Failure | None:
     return history.failure if history.failure.launch == target.launch else None
 
 
-def _of_service(slots: Sequence[_Slot], places: _Places) -> Iterator[Step]:
+def _of_service(slots: Sequence[_Slot], places: _Places, starts: _Starts) -> Iterator[Step]:
     replaceable: list[tuple[_Slot, Member]] = []
     returning: list[_Slot] = []
     for slot in slots:
@@ -354,7 +366,7 @@ def _of_service(slots: Sequence[_Slot], places: _Places) -> Iterator[Step]:
                 replaceable.append((slot, base))
             elif base.state is State.STARTING:  # it serves nobody yet
                 yield Retire(base.name, "its successor starts instead")
-    yield from _take_turns(slots, returning, replaceable, places)
+    yield from _take_turns(slots, returning, replaceable, places, starts)
 
 
 def _fill(slot: _Slot) -> Iterator[Step]:
@@ -398,6 +410,7 @@ def _take_turns(
     returning: Sequence[_Slot],
     replaceable: Sequence[tuple[_Slot, Member]],
     places: _Places,
+    starts: _Starts,
 ) -> Iterator[Step]:
     """Replace serving instances: as few at a time as their service asks for."""
     failed = any(slot.failure for slot in slots)
@@ -429,7 +442,7 @@ def _take_turns(
         short = missing - places.waiting if name in places.awaited else missing
         if base.state is not State.READY:
             yield Retire(base.name, "its successor starts in its place")
-        elif len(short) + taken < slot.target.max_unavailable:
+        elif len(short) + taken < slot.target.max_unavailable and starts.take(slot.target):
             taken += 1
             yield Retire(base.name, "its successor starts in its place")
 
@@ -522,6 +535,37 @@ class _Places:
         stays_on = target.gpus if target is not None else ()  # then the file lets them share it
         given_up = set(old.gpus).difference(stays_on)
         return old.slot != spec.slot and not given_up.isdisjoint(spec.gpus)
+
+
+class _Starts:
+    """The workers that are starting, or about to: who serves is not taken away for a successor that
+    would only wait for a place among them."""
+
+    def __init__(
+        self,
+        slots: Sequence[_Slot],
+        members: Sequence[Member],
+        places: _Places,
+        limit: StartLimit | None,
+    ) -> None:
+        self._limit = limit
+        self._sizes = [one.spec.weights for one in members if takes_a_place(one.spec, one.status)]
+        self._sizes += [
+            slot.target.weights
+            for slot in slots
+            if slot.target.role is Role.WORKER
+            and slot.starts_soon
+            and slot.target.slot not in places.waits  # or they would wait for each other
+        ]
+
+    def take(self, spec: InstanceSpec) -> bool:
+        """Whether it can be started as soon as it may; if so, its place is taken."""
+        if self._limit is None or spec.role is not Role.WORKER:
+            return True
+        if not self._limit.admits(self._sizes, spec.weights):
+            return False
+        self._sizes.append(spec.weights)
+        return True
 
 
 def _wants_port_of(spec: InstanceSpec, member: Member) -> bool:

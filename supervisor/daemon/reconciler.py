@@ -44,7 +44,15 @@ from supervisor.core.lifecycle import (
     StopRequested,
     TimerFired,
 )
-from supervisor.core.order import blocked, startable, stoppable, waiting_for
+from supervisor.core.order import (
+    StartLimit,
+    blocked,
+    held_back,
+    startable,
+    stoppable,
+    takes_a_place,
+    waiting_for,
+)
 from supervisor.core.plan import changed_settings, form_of
 from supervisor.core.resume import resume
 from supervisor.core.rollout import (
@@ -117,6 +125,8 @@ class Want:
     reasons: Mapping[str, str]
     retry: bool = False
     """Try again what was given up."""
+    limit: StartLimit | None = None
+    """How many workers may be starting at once; None: any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +170,10 @@ class Reconciler:
         effects: Effects,
         journal: Journal,
         noted: Callable[[], None] = lambda: None,
+        limit: StartLimit | None = None,
     ) -> None:
         self._wanted = dict(specs)
+        self._limit = limit
         self._reasons: Mapping[str, str] = {}
         self._specs = dict(specs)
         self._statuses = {name: Status() for name in specs}
@@ -192,6 +204,8 @@ class Reconciler:
         self._cluster_state = ClusterState.STARTING
         self._blocked: dict[str, list[str]] | None = None
         """Asked of every instance after every change by those who wait; None: work it out anew."""
+        self._held_back: dict[str, str] | None = None
+        """The same of who waits for a place among those that are starting, and why."""
         self._changed = asyncio.Event()
         self._asking = asyncio.Lock()
         self.changes = 0
@@ -252,6 +266,12 @@ class Reconciler:
     def waiting_for(self, name: str) -> list[str]:
         """Services that it depends on and that are not ready."""
         return waiting_for(self._specs[name], self._entries(), self._expected())
+
+    def held_back(self, name: str) -> str | None:
+        """Why it is not started though all that it depends on is ready: a clause for people."""
+        if self._held_back is None:
+            self._held_back = held_back(self._entries(), self._expected(), self._limit)
+        return self._held_back.get(name)
 
     def blocked_by(self, name: str) -> list[str]:
         """Instances that it waits for, and that do not come unless a person starts them."""
@@ -441,6 +461,7 @@ class Reconciler:
 
     def _want(self, wish: Want) -> None:
         self._wanted = dict(wish.specs)
+        self._limit = wish.limit
         self._reasons = {**self._reasons, **wish.reasons}
         self._dirty = self._changing = True
         self._keep_templates()
@@ -555,13 +576,14 @@ class Reconciler:
         while self._dirty:
             self._dirty = False
             if not self._going_down:
-                for step in next_steps(self._wanted, self.members, self._histories):
+                for step in next_steps(self._wanted, self.members, self._histories, self._limit):
                     self._take(step)
             for name in list(stoppable(self._entries())):
                 self._apply(name, DependentsStopped())
             if not self._going_down:
-                for name in list(startable(self._entries(), self._expected())):
+                for name in list(startable(self._entries(), self._expected(), self._limit)):
                     self._apply(name, DependenciesReady())
+        self._held_back = None
         self._keep_listening()
         state = self._state()
         if state is not self._cluster_state:
@@ -612,6 +634,8 @@ class Reconciler:
             self._blocked = None
         if lifecycle.on_probation(after) is not lifecycle.on_probation(before):
             self._dirty = True
+        if takes_a_place(spec, after) is not takes_a_place(spec, before):
+            self._dirty = True  # another may start
         if after.hopeless != before.hopeless:
             self._dirty = True  # a rollout may have to be given up
         if after.run != before.run:
