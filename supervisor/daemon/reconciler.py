@@ -256,8 +256,7 @@ class Reconciler:
 
     def progress(self, services: Collection[str] = ()) -> Progress:
         """What of the last change is not in service yet, and what of these services cannot be."""
-        blocked = {name: by for name in self._specs if (by := self.blocked_by(name))}
-        return progress(self._wanted, self.members, self._histories, services, blocked)
+        return progress(self._wanted, self.members, self._histories, services, self._blocked_now())
 
     @property
     def state(self) -> ClusterState:
@@ -275,6 +274,9 @@ class Reconciler:
 
     def blocked_by(self, name: str) -> list[str]:
         """Instances that it waits for, and that do not come unless a person starts them."""
+        return self._blocked_now().get(name, [])
+
+    def _blocked_now(self) -> Mapping[str, list[str]]:
         if self._blocked is None:
             # What leaves in a rollout is followed by its successor: it keeps nobody waiting.
             entries = self._entries()
@@ -284,7 +286,7 @@ class Reconciler:
                     for spec, st in entries
                 ]
             )
-        return self._blocked.get(name, [])
+        return self._blocked
 
     def post(self, message: Message) -> None:
         """Put a message into the inbox; to be called from the event loop's thread."""
@@ -460,7 +462,12 @@ class Reconciler:
         return [n for n, s in self._specs.items() if s.slot == slot and n not in self._leaving]
 
     def _want(self, wish: Want) -> None:
-        self._wanted = dict(wish.specs)
+        # What is equal stays the same object, which is seen at a glance.
+        before = self._wanted
+        self._wanted = {
+            slot: before[slot] if before.get(slot) == spec else spec
+            for slot, spec in wish.specs.items()
+        }
         self._limit = wish.limit
         self._reasons = {**self._reasons, **wish.reasons}
         self._dirty = self._changing = True

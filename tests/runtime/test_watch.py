@@ -19,35 +19,28 @@ from typing import Any
 
 import pytest
 from harness import DEADLINE
-from watchfiles import _rust_notify
 
 from supervisor.runtime import watch
+from supervisor.runtime.inotify import Inotify
 from supervisor.runtime.watch import FileWatch
 
 Change = Callable[[Path], None]
 
 
-class Waits:
-    """Around the real one (which cannot be derived from): tells when it waits for events."""
+class Waits(Inotify):
+    """Tells when it waits for events."""
 
-    real = _rust_notify.RustNotify
     made = 0
     now = threading.Event()
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self) -> None:
         Waits.made += 1
-        self._events = Waits.real(*args)
+        super().__init__()
 
-    def __enter__(self) -> Waits:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._events.close()
-
-    def watch(self, *args: Any) -> Any:
+    def wait(self, bell: int, timeout: float) -> None:
         Waits.now.set()
         try:
-            return self._events.watch(*args)
+            super().wait(bell, timeout)
         finally:
             Waits.now.clear()
 
@@ -56,7 +49,7 @@ class Waits:
 def _only_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look that comes by itself would hide an event that is missed."""
     monkeypatch.setattr(watch, "_LOOK_S", 3600.0)
-    monkeypatch.setattr(_rust_notify, "RustNotify", Waits)
+    monkeypatch.setattr(watch, "Inotify", Waits)
 
 
 @pytest.fixture
@@ -360,6 +353,30 @@ def test_without_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 # ------------------------------------------------------------ what is no change
 
 
+def test_at_rest_nothing_wakes_up(tmp_path: Path):
+    """But for the look every few seconds: the thread comes to rest, and gets no turn then."""
+    file = tmp_path / "c.yaml"
+    file.write_text("0")
+
+    async def main() -> None:
+        async with watching(file) as seen:
+            save(file, "1")
+            await seen.call(1)
+            thread = next(t for t in threading.enumerate() if t.name == "file watch")
+            status = Path(f"/proc/self/task/{thread.native_id}/status")
+            async with asyncio.timeout(DEADLINE):
+                before: list[str] = []
+                while before != (before := switches(status)):
+                    await asyncio.sleep(0.5)  # ten times the longest pause between two looks
+
+    asyncio.run(main())
+
+
+def switches(status: Path) -> list[str]:
+    """How often a thread has slept, or lost the processor."""
+    return [line for line in status.read_text().splitlines() if "ctxt_switches" in line]
+
+
 def test_other_files_are_no_change(tmp_path: Path, looks: Any):
     file = tmp_path / "c.yaml"
     file.write_text("0")
@@ -383,7 +400,6 @@ def test_other_files_are_no_change(tmp_path: Path, looks: Any):
 
 
 def test_a_name_that_is_no_text(tmp_path: Path, looks: Any, caplog: pytest.LogCaptureFixture):
-    """watchfiles raises an error for each of its events."""
     file = tmp_path / "c.yaml"
     file.write_text("0")
 
@@ -635,7 +651,7 @@ def test_nothing_is_called_after_the_end(tmp_path: Path):
 
 
 def test_the_thread_does_not_keep_the_process(tmp_path: Path):
-    """Without close(), and it is not shot down inside of watchfiles either."""
+    """Without close()."""
     program = """if True:
         import asyncio, sys, time
         from pathlib import Path
@@ -650,7 +666,6 @@ def test_the_thread_does_not_keep_the_process(tmp_path: Path):
         async def main():
             changed = asyncio.Event()
             watch = FileWatch(changed.set)
-            assert "watchfiles" not in sys.modules
             file = Path(sys.argv[1])
             watch.watch([file])
             file.write_text("1")
