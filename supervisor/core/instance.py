@@ -155,6 +155,9 @@ class InstanceSpec:
     """What the file says of its next start: warm, cold or auto."""
     template: Template | None = None
     """What its process is forked from; None: it is always started as a program."""
+    weights: int = 0
+    """Bytes of its model's weights on disk, as last seen; 0: none, or nobody knows. A hint, which
+    says nothing of how it is started."""
     secret_input: bytes | None = field(default=None, repr=False)
     """Written to its stdin and closed; how secrets reach it outside argv and environment."""
 

@@ -8,11 +8,13 @@ supervisor are all just another state to go on from.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from supervisor.core.instance import InstanceSpec, Role
 from supervisor.core.lifecycle import State, Status
+from supervisor.core.order import StartLimit, takes_a_place
 from supervisor.core.plan import candidates, form_of
 
 ROLLOUT_TRIES = 3
@@ -126,10 +128,18 @@ def next_steps(
     wanted: Mapping[str, InstanceSpec],
     members: Sequence[Member],
     histories: Mapping[str, History],
+    limit: StartLimit | None = None,
 ) -> list[Step]:
-    """All that can be done now. Nothing to do is an empty list, and doing it leads nearer there."""
-    slots = _slots(wanted, members, histories)
-    places = _Places(slots, members)
+    """All that can be done now. Nothing to do is an empty list, and doing it leads nearer there.
+
+    ``limit`` is how many workers may be starting at once; None: any number.
+    """
+    moving = _moving(wanted, members, histories)
+    if not moving and not any(one.leaving or one.spec.slot not in wanted for one in members):
+        return []
+    slots = _slots(moving, wanted, members, histories)
+    places = _Places(slots, moving, wanted, members)
+    starts = _Starts(slots, moving, members, places, limit)
     steps: list[Step] = [Forget(one.name) for one in members if _is_gone(one)]
     for member in members:
         if member.leaving and member.status.wanted and not _is_gone(member):
@@ -142,7 +152,7 @@ def next_steps(
     for slot in slots:
         services.setdefault(slot.target.service, []).append(slot)
     for group in services.values():
-        steps += _of_service(group, places)
+        steps += _of_service(group, places, starts)
     needed = _needed_controllers(slots, members)
     steps = [one for one in steps if not isinstance(one, Retire) or one.instance not in needed]
     return list(_without_collisions(steps, places))
@@ -175,7 +185,8 @@ def progress(
     leaving = (one for one in members if one.leaving and concerns(one.spec))
     under_way = [f"{one.name} finishes its requests and stops" for one in leaving]
     failed = []
-    for slot in _slots(wanted, members, histories):
+    moving = _moving(wanted, members, histories, if_also=lambda one: one.state is State.READY)
+    for slot in _slots(moving, wanted, members, histories):
         if not concerns(slot.target):
             continue
         if slot.failure is not None:
@@ -249,6 +260,11 @@ class _Slot:
         """It has one instance more than it should, if only until that has stopped."""
         return len(self.live) + len(self.leaving) > 1
 
+    @property
+    def starts_soon(self) -> bool:
+        """Something is to start here that is only waited for, if by nothing but its turn."""
+        return not self.live or any(_waits_its_turn(one) for one in self.live)
+
     def free(self) -> InstanceSpec | None:
         """A form of the target whose name nobody has."""
         taken = {one.name for one in (*self.live, *self.leaving)}
@@ -261,28 +277,76 @@ class _Slot:
         return None if form is None or _wants_port_of(form, base) else form
 
 
+def _moving(
+    wanted: Mapping[str, InstanceSpec],
+    members: Sequence[Member],
+    histories: Mapping[str, History],
+    if_also: Callable[[Member], bool] = lambda _: True,
+) -> Mapping[str, InstanceSpec]:
+    """The slots of all services in which there may be something to do.
+
+    A slot is at rest if its one instance is what it should be, whatever state that is in; nobody
+    need think about a service of which all slots are. ``if_also`` asks more of such an instance.
+    """
+    by_slot: dict[str, Member | None] = {}
+    for member in members:
+        slot = member.spec.slot
+        by_slot[slot] = None if slot in by_slot else member
+    services = set()
+    for slot, target in wanted.items():
+        one = by_slot.get(slot)
+        if one is None or not _is_at_rest(one, target, histories.get(slot)) or not if_also(one):
+            services.add(target.service)
+    if not services:
+        return {}
+    return {slot: target for slot, target in wanted.items() if target.service in services}
+
+
+def _waits_its_turn(one: Member) -> bool:
+    awaited = (State.STOPPED, State.STOPPING)
+    return one.status.wanted and one.state in awaited and not one.leaving
+
+
+def _is_at_rest(one: Member, target: InstanceSpec, history: History | None) -> bool:
+    if one.leaving or one.outdated:
+        return False
+    # Almost always it is the very same: to compare two that are equal takes longer.
+    if one.spec is not target and one.spec not in candidates(target):
+        return False
+    if history is None:
+        return True
+    has_worked = history.good is None or history.good.launch == target.launch
+    return history.failure is None and has_worked
+
+
 def _slots(
+    moving: Mapping[str, InstanceSpec],
     wanted: Mapping[str, InstanceSpec],
     members: Sequence[Member],
     histories: Mapping[str, History],
 ) -> list[_Slot]:
-    known = {slot: histories.get(slot, History()) for slot in wanted}
-    known = {slot: _usable(history, wanted[slot], wanted, known) for slot, history in known.items()}
-    failures = {slot: _failure(target, known[slot]) for slot, target in wanted.items()}
-    stuck = {wanted[slot].service for slot, failure in failures.items() if failure is not None}
+    """Of ``moving``, which are all slots of some services."""
+    if not moving:
+        return []
+    known = {slot: histories.get(slot, History()) for slot in moving}
+    needs = _needs(wanted)
+    known = {slot: _usable(history, wanted[slot], needs, known) for slot, history in known.items()}
+    failures = {slot: _failure(target, known[slot]) for slot, target in moving.items()}
+    stuck = {moving[slot].service for slot, failure in failures.items() if failure is not None}
     by_slot: dict[str, list[Member]] = {}
     for member in members:
-        by_slot.setdefault(member.spec.slot, []).append(member)
+        if member.spec.slot in moving:
+            by_slot.setdefault(member.spec.slot, []).append(member)
     aims: dict[str, InstanceSpec] = {}
     retaken: dict[str, set[str]] = {name: set() for name in stuck}
-    for slot, target in wanted.items():
+    for slot, target in moving.items():
         good = known[slot].good
         aims[slot] = target
         if target.service in stuck and good is not None and form_of(good, target) is None:
             aims[slot] = replace(good, max_unavailable=target.max_unavailable)
             retaken[target.service] |= set(good.gpus) - set(target.gpus)
     found = []
-    for slot, target in wanted.items():
+    for slot, target in moving.items():
         aim, good = aims[slot], known[slot].good
         if good is None and retaken.get(target.service, set()) & set(target.gpus):
             continue  # a new replica, on a GPU that what ran before needs again
@@ -301,28 +365,37 @@ def _slots(
     return found
 
 
+_Needs = Mapping[int | str, Sequence[InstanceSpec]]
+"""Who is given a port or a GPU by the file."""
+
+
+def _needs(wanted: Mapping[str, InstanceSpec]) -> _Needs:
+    found: dict[int | str, list[InstanceSpec]] = {}
+    for target in wanted.values():
+        ports = {form.port for form in candidates(target) if form.port is not None}
+        places: list[int | str] = [*ports, *target.gpus]
+        for place in places:
+            found.setdefault(place, []).append(target)
+    return found
+
+
 def _usable(
-    history: History,
-    target: InstanceSpec,
-    wanted: Mapping[str, InstanceSpec],
-    known: Mapping[str, History],
+    history: History, target: InstanceSpec, needs: _Needs, known: Mapping[str, History]
 ) -> History:
     """Nobody can go back to a port that the file gives to another, nor to a GPU; but replicas of
     its own that have never been ready on theirs make room for it."""
     good = history.good
     if good is None:
         return history
+
+    def makes_room(other: InstanceSpec) -> bool:
+        return other.service == target.service and known[other.slot].good is None
+
     gpus = set(good.gpus) - set(target.gpus)
-    for slot, other in wanted.items():
-        if slot == target.slot:
-            continue
-        ports = {form.port for form in candidates(other)}
-        makes_room = other.service == target.service and known[slot].good is None
-        if (good.port is not None and good.port in ports) or (
-            not makes_room and gpus & set(other.gpus)
-        ):
-            return replace(history, good=None)
-    return history
+    on_port = [] if good.port is None else needs.get(good.port, [])
+    on_gpu = (one for gpu in gpus for one in needs.get(gpu, ()) if not makes_room(one))
+    taken = any(one.slot != target.slot for one in itertools.chain(on_port, on_gpu))
+    return replace(history, good=None) if taken else history
 
 
 def _failure(target: InstanceSpec, history: History) -> Failure | None:
@@ -332,7 +405,7 @@ def _failure(target: InstanceSpec, history: History) -> Failure | None:
     return history.failure if history.failure.launch == target.launch else None
 
 
-def _of_service(slots: Sequence[_Slot], places: _Places) -> Iterator[Step]:
+def _of_service(slots: Sequence[_Slot], places: _Places, starts: _Starts) -> Iterator[Step]:
     replaceable: list[tuple[_Slot, Member]] = []
     returning: list[_Slot] = []
     for slot in slots:
@@ -354,7 +427,7 @@ def _of_service(slots: Sequence[_Slot], places: _Places) -> Iterator[Step]:
                 replaceable.append((slot, base))
             elif base.state is State.STARTING:  # it serves nobody yet
                 yield Retire(base.name, "its successor starts instead")
-    yield from _take_turns(slots, returning, replaceable, places)
+    yield from _take_turns(slots, returning, replaceable, places, starts)
 
 
 def _fill(slot: _Slot) -> Iterator[Step]:
@@ -398,6 +471,7 @@ def _take_turns(
     returning: Sequence[_Slot],
     replaceable: Sequence[tuple[_Slot, Member]],
     places: _Places,
+    starts: _Starts,
 ) -> Iterator[Step]:
     """Replace serving instances: as few at a time as their service asks for."""
     failed = any(slot.failure for slot in slots)
@@ -429,7 +503,7 @@ def _take_turns(
         short = missing - places.waiting if name in places.awaited else missing
         if base.state is not State.READY:
             yield Retire(base.name, "its successor starts in its place")
-        elif len(short) + taken < slot.target.max_unavailable:
+        elif len(short) + taken < slot.target.max_unavailable and starts.take(slot.target):
             taken += 1
             yield Retire(base.name, "its successor starts in its place")
 
@@ -473,18 +547,27 @@ def _needed_controllers(slots: Sequence[_Slot], members: Sequence[Member]) -> se
 class _Places:
     """Who has a port or a GPU that another needs."""
 
-    def __init__(self, slots: Sequence[_Slot], members: Sequence[Member]) -> None:
-        self.targets = {slot.target.slot: slot.target for slot in slots}
+    def __init__(
+        self,
+        slots: Sequence[_Slot],
+        moving: Mapping[str, InstanceSpec],
+        wanted: Mapping[str, InstanceSpec],
+        members: Sequence[Member],
+    ) -> None:
+        at_rest = {slot: target for slot, target in wanted.items() if slot not in moving}
+        self.targets = at_rest | {slot.target.slot: slot.target for slot in slots}
         self.to_run = {one.name for one in members if one.status.wanted}
-        self._there = [
-            one for one in members if one.state is not State.STOPPED or one.name in self.to_run
-        ]
+        self._holders: dict[int | str, list[Member]] = {}
+        """Who has a port, or a GPU that it is to give up."""
+        for one in members:
+            if one.state is not State.STOPPED or one.name in self.to_run:
+                self._hold(one)
         self._serving = {
             one.spec.slot for slot in slots for one in slot.live if one.state in _SERVING
         }
         needs = {slot.target.slot: slot.free() or slot.target for slot in slots if not slot.fitting}
         waits = {
-            slot: {one.spec.slot for one in self._there if self._is_in_the_way(one, spec)} - {slot}
+            slot: {one.spec.slot for one in self._in_the_way(spec)} - {slot}
             for slot, spec in needs.items()
         }
         self.waits = {slot: others for slot, others in waits.items() if others}
@@ -494,10 +577,10 @@ class _Places:
         self.awaited = {other for slot in self.waiting for other in self.awaited_by(slot)}
 
     def is_taken(self, spec: InstanceSpec) -> bool:
-        return any(self._is_in_the_way(one, spec) for one in self._there)
+        return any(True for _ in self._in_the_way(spec))
 
     def take(self, spec: InstanceSpec) -> None:
-        self._there.append(Member(spec, Status(wanted=True)))
+        self._hold(Member(spec, Status(wanted=True)))
 
     def awaited_by(self, slot: str, *, among_serving: bool = False) -> set[str]:
         """The slots that it waits for, at however many removes."""
@@ -511,17 +594,61 @@ class _Places:
                 ahead += new
         return found
 
-    def _is_in_the_way(self, member: Member, spec: InstanceSpec) -> bool:
-        old = member.spec
-        if old.name == spec.name:
-            return False
-        if _wants_port_of(spec, member):
-            # It accepts nobody any more, and its socket was the supervisor's.
-            return not (old.slot == spec.slot and old.listen and member.leaving)
-        target = self.targets.get(old.slot)
+    def _hold(self, member: Member) -> None:
+        spec = member.spec
+        target = self.targets.get(spec.slot)
         stays_on = target.gpus if target is not None else ()  # then the file lets them share it
-        given_up = set(old.gpus).difference(stays_on)
-        return old.slot != spec.slot and not given_up.isdisjoint(spec.gpus)
+        given_up = set(spec.gpus).difference(stays_on)
+        for place in (*(() if spec.port is None else (spec.port,)), *given_up):
+            self._holders.setdefault(place, []).append(member)
+
+    def _in_the_way(self, spec: InstanceSpec) -> Iterator[Member]:
+        on_port = () if spec.port is None else self._holders.get(spec.port, ())
+        for member in on_port:
+            old = member.spec
+            # It accepts nobody any more, and its socket was the supervisor's.
+            is_deaf = old.slot == spec.slot and old.listen and member.leaving
+            if old.name != spec.name and _wants_port_of(spec, member) and not is_deaf:
+                yield member
+        for gpu in spec.gpus:
+            yield from (one for one in self._holders.get(gpu, ()) if one.spec.slot != spec.slot)
+
+
+class _Starts:
+    """The workers that are starting, or about to: who serves is not taken away for a successor that
+    would only wait for a place among them."""
+
+    def __init__(
+        self,
+        slots: Sequence[_Slot],
+        moving: Collection[str],
+        members: Sequence[Member],
+        places: _Places,
+        limit: StartLimit | None,
+    ) -> None:
+        self._limit = limit
+        self._sizes = [one.spec.weights for one in members if takes_a_place(one.spec, one.status)]
+        self._sizes += [
+            slot.target.weights
+            for slot in slots
+            if slot.target.role is Role.WORKER
+            and slot.starts_soon
+            and slot.target.slot not in places.waits  # or they would wait for each other
+        ]
+        self._sizes += [
+            one.spec.weights
+            for one in members
+            if one.spec.role is Role.WORKER and one.spec.slot not in moving and _waits_its_turn(one)
+        ]
+
+    def take(self, spec: InstanceSpec) -> bool:
+        """Whether it can be started as soon as it may; if so, its place is taken."""
+        if self._limit is None or spec.role is not Role.WORKER:
+            return True
+        if not self._limit.admits(self._sizes, spec.weights):
+            return False
+        self._sizes.append(spec.weights)
+        return True
 
 
 def _wants_port_of(spec: InstanceSpec, member: Member) -> bool:

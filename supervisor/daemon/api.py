@@ -409,7 +409,10 @@ def _reason(daemon: Daemon, name: str, status: Status) -> str:
         waits = daemon.reconciler.waiting_for(name)
         if blocked := daemon.reconciler.blocked_by(name):
             return f"waiting for {', '.join(blocked)}, which does not come by itself"
-        return f"waiting for {', '.join(waits)}" if waits else status.reason
+        if waits:
+            return f"waiting for {', '.join(waits)}"
+        held_back = daemon.reconciler.held_back(name)
+        return f"waits: {held_back}" if held_back else status.reason
     if status.state is State.STARTING and status.detail:
         return f"{status.reason} ({status.detail})"
     return status.reason
@@ -423,7 +426,14 @@ def _why(daemon: Daemon, name: str) -> views.WhyView:
     failure = None if reconciler.is_leaving(name) else reconciler.failure(spec.slot)
     left = blockers(daemon.tree_of(name)) if _is_asked_to_end(status) else []
     sentences = explain(
-        spec, status, reconciler.waiting_for(name), blocked, failure, left=left, now=now
+        spec,
+        status,
+        reconciler.waiting_for(name),
+        blocked,
+        failure,
+        held_back=reconciler.held_back(name),
+        left=left,
+        now=now,
     )
     healthy = status.state in (State.READY, State.STOPPED) and not status.restarts
     words_of = failure.instance if failure else None if healthy else name

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from supervisor.daemon.state import State, without_secrets, write
+from supervisor.daemon.state import Notes, State
 from supervisor.runtime.rundir import RunDir, RunDirError
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ class Keeper:
     def __init__(self, run_dir: RunDir, known: Callable[[], State]) -> None:
         self._run_dir = run_dir
         self._known = known
+        self._notes = Notes()
         self._due: asyncio.TimerHandle | None = None
         self._complaint = ""
         self.restored: Callable[[], None] = lambda: None
@@ -61,7 +62,7 @@ class Keeper:
             self._due.cancel()
             self._due = None
         try:
-            self._run_dir.write_state(write(without_secrets(self._known())))
+            self._run_dir.write_state(self._notes.write(self._known()))
         except OSError as error:
             self._complain(
                 f"cannot write the state file in {self._run_dir.path}: {error.strerror}; "

@@ -139,7 +139,9 @@ class _Running:
             deliver=self._deliver,
         )
         self._keeper = Keeper(run_dir, lambda: self._reconciler.known)
-        self._reconciler = Reconciler(wanted, self._effects, self._journal, self._keeper.noted)
+        self._reconciler = Reconciler(
+            wanted, self._effects, self._journal, self._keeper.noted, self._beginning.limit
+        )
         self._reloader = Reloader(
             file, wanted, self._reconciler, self._effects, self._journal, run_dir, environ
         )

@@ -44,7 +44,15 @@ from supervisor.core.lifecycle import (
     StopRequested,
     TimerFired,
 )
-from supervisor.core.order import blocked, startable, stoppable, waiting_for
+from supervisor.core.order import (
+    StartLimit,
+    blocked,
+    held_back,
+    startable,
+    stoppable,
+    takes_a_place,
+    waiting_for,
+)
 from supervisor.core.plan import changed_settings, form_of
 from supervisor.core.resume import resume
 from supervisor.core.rollout import (
@@ -117,6 +125,8 @@ class Want:
     reasons: Mapping[str, str]
     retry: bool = False
     """Try again what was given up."""
+    limit: StartLimit | None = None
+    """How many workers may be starting at once; None: any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +170,10 @@ class Reconciler:
         effects: Effects,
         journal: Journal,
         noted: Callable[[], None] = lambda: None,
+        limit: StartLimit | None = None,
     ) -> None:
         self._wanted = dict(specs)
+        self._limit = limit
         self._reasons: Mapping[str, str] = {}
         self._specs = dict(specs)
         self._statuses = {name: Status() for name in specs}
@@ -192,6 +204,8 @@ class Reconciler:
         self._cluster_state = ClusterState.STARTING
         self._blocked: dict[str, list[str]] | None = None
         """Asked of every instance after every change by those who wait; None: work it out anew."""
+        self._held_back: dict[str, str] | None = None
+        """The same of who waits for a place among those that are starting, and why."""
         self._changed = asyncio.Event()
         self._asking = asyncio.Lock()
         self.changes = 0
@@ -242,8 +256,7 @@ class Reconciler:
 
     def progress(self, services: Collection[str] = ()) -> Progress:
         """What of the last change is not in service yet, and what of these services cannot be."""
-        blocked = {name: by for name in self._specs if (by := self.blocked_by(name))}
-        return progress(self._wanted, self.members, self._histories, services, blocked)
+        return progress(self._wanted, self.members, self._histories, services, self._blocked_now())
 
     @property
     def state(self) -> ClusterState:
@@ -253,8 +266,17 @@ class Reconciler:
         """Services that it depends on and that are not ready."""
         return waiting_for(self._specs[name], self._entries(), self._expected())
 
+    def held_back(self, name: str) -> str | None:
+        """Why it is not started though all that it depends on is ready: a clause for people."""
+        if self._held_back is None:
+            self._held_back = held_back(self._entries(), self._expected(), self._limit)
+        return self._held_back.get(name)
+
     def blocked_by(self, name: str) -> list[str]:
         """Instances that it waits for, and that do not come unless a person starts them."""
+        return self._blocked_now().get(name, [])
+
+    def _blocked_now(self) -> Mapping[str, list[str]]:
         if self._blocked is None:
             # What leaves in a rollout is followed by its successor: it keeps nobody waiting.
             entries = self._entries()
@@ -264,7 +286,7 @@ class Reconciler:
                     for spec, st in entries
                 ]
             )
-        return self._blocked.get(name, [])
+        return self._blocked
 
     def post(self, message: Message) -> None:
         """Put a message into the inbox; to be called from the event loop's thread."""
@@ -440,7 +462,13 @@ class Reconciler:
         return [n for n, s in self._specs.items() if s.slot == slot and n not in self._leaving]
 
     def _want(self, wish: Want) -> None:
-        self._wanted = dict(wish.specs)
+        # What is equal stays the same object, which is seen at a glance.
+        before = self._wanted
+        self._wanted = {
+            slot: before[slot] if before.get(slot) == spec else spec
+            for slot, spec in wish.specs.items()
+        }
+        self._limit = wish.limit
         self._reasons = {**self._reasons, **wish.reasons}
         self._dirty = self._changing = True
         self._keep_templates()
@@ -555,13 +583,14 @@ class Reconciler:
         while self._dirty:
             self._dirty = False
             if not self._going_down:
-                for step in next_steps(self._wanted, self.members, self._histories):
+                for step in next_steps(self._wanted, self.members, self._histories, self._limit):
                     self._take(step)
             for name in list(stoppable(self._entries())):
                 self._apply(name, DependentsStopped())
             if not self._going_down:
-                for name in list(startable(self._entries(), self._expected())):
+                for name in list(startable(self._entries(), self._expected(), self._limit)):
                     self._apply(name, DependenciesReady())
+        self._held_back = None
         self._keep_listening()
         state = self._state()
         if state is not self._cluster_state:
@@ -612,6 +641,8 @@ class Reconciler:
             self._blocked = None
         if lifecycle.on_probation(after) is not lifecycle.on_probation(before):
             self._dirty = True
+        if takes_a_place(spec, after) is not takes_a_place(spec, before):
+            self._dirty = True  # another may start
         if after.hopeless != before.hopeless:
             self._dirty = True  # a rollout may have to be given up
         if after.run != before.run:

@@ -6,13 +6,14 @@ handover to the program that an upgrade becomes (``upgrade.py``) is in memory on
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -20,6 +21,8 @@ from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State as Phase
 from supervisor.core.plan import form_of
 from supervisor.core.rollout import History, Member
+
+_T = TypeVar("_T")
 
 VERSION = 1
 """Of the form; one that a reader does not know is as good as none."""
@@ -52,12 +55,15 @@ class Unusable(Exception):
     """A state that cannot be gone on from; the text says why."""
 
 
-_SAVED = TypeAdapter(_Saved)
+@functools.cache
+def _form() -> TypeAdapter[_Saved]:
+    """Takes a while to make, and a first start has nothing to read."""
+    return TypeAdapter(_Saved)
 
 
 def write(state: State) -> bytes:
     """As JSON, whole: secrets of the specs included."""
-    return to_json(_SAVED, _Saved(VERSION, boot_id(), state))
+    return to_json(_Saved(VERSION, boot_id(), state))
 
 
 def read(content: bytes) -> State:
@@ -67,7 +73,7 @@ def read(content: bytes) -> State:
         version = found.get("version")
         if version != VERSION:
             raise Unusable(f"it is of version {version!r}, and this program knows {VERSION}")
-        saved = _SAVED.validate_python(found)
+        saved = _form().validate_python(found)
     except _DAMAGED:  # without its text, which quotes what was read
         raise Unusable("it is damaged") from None
     if saved.boot_id != boot_id():
@@ -103,10 +109,17 @@ def _can_be_an_instance(pid: int | None) -> bool:
     return pid is not None and pid > 1 and pid != os.getpid()
 
 
-def to_json(adapter: TypeAdapter[Any], value: object) -> bytes:
-    """Also of paths and variables that are not UTF-8, which JSON of pydantic's own cannot hold."""
-    content = adapter.dump_python(value, mode="json")
-    return json.dumps(content, separators=(",", ":")).encode()
+def to_json(value: object) -> bytes:
+    """Of dataclasses. Also of paths and variables that are not UTF-8, which JSON of pydantic's own
+    cannot hold."""
+    return json.dumps(value, separators=(",", ":"), default=_plain).encode()
+
+
+def _plain(value: Any) -> object:
+    """What the encoder does not know."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def boot_id() -> str:
@@ -119,14 +132,69 @@ def boot_id() -> str:
 # ---------------------------------------------------------------- secrets
 
 
-def without_secrets(state: State) -> State:
-    """Specs without what a process is started with: its environment, stdin and command line."""
-    histories = {
-        slot: replace(one, good=None if one.good is None else _bare(one.good))
-        for slot, one in state.histories.items()
-    }
-    members = tuple(replace(one, spec=_bare(one.spec)) for one in state.members)
-    return replace(state, members=members, histories=histories)
+class Notes:
+    """Writes one state after another, without secrets: specs without what a process is started
+    with, its environment, stdin and command line.
+
+    Of a thousand instances it works out anew only what has changed since the last time. All that a
+    state is made of is immutable, so that the same object has the same text.
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[tuple[str, str], tuple[tuple[object, ...], bytes]] = {}
+        """By kind and name: what it was made of, and the text."""
+
+    def write(self, state: State) -> bytes:
+        """As ``state.write`` does."""
+        before, self._texts = self._texts, {}
+        members = [
+            self._text(before, ("member", one.name), one, _bare_member, *_parts(one))
+            for one in state.members
+        ]
+        histories = [
+            to_json(slot) + b":" + self._text(before, ("history", slot), one, _bare_history, one)
+            for slot, one in state.histories.items()
+        ]
+        pieces = {
+            "members": b"[%b]" % b",".join(members),
+            "histories": b"{%b}" % b",".join(histories),
+        }
+        whole = b",".join(
+            to_json(name) + b":" + (pieces.get(name) or to_json(getattr(state, name)))
+            for name in State.__dataclass_fields__
+        )
+        return b'{"version":%b,"boot_id":%b,"state":{%b}}' % (
+            to_json(VERSION),
+            to_json(boot_id()),
+            whole,
+        )
+
+    def _text(
+        self,
+        before: Mapping[tuple[str, str], tuple[tuple[object, ...], bytes]],
+        key: tuple[str, str],
+        value: _T,
+        bare: Callable[[_T], _T],
+        *parts: object,
+    ) -> bytes:
+        known = before.get(key)
+        if known is None or any(a is not b for a, b in zip(known[0], parts, strict=True)):
+            known = parts, to_json(bare(value))
+        self._texts[key] = known
+        return known[1]
+
+
+def _parts(member: Member) -> tuple[object, ...]:
+    """The reconciler makes a new ``Member`` of them whenever it is asked."""
+    return member.spec, member.status, member.leaving, member.outdated
+
+
+def _bare_member(member: Member) -> Member:
+    return replace(member, spec=_bare(member.spec))
+
+
+def _bare_history(history: History) -> History:
+    return replace(history, good=None if history.good is None else _bare(history.good))
 
 
 def _bare(spec: InstanceSpec) -> InstanceSpec:

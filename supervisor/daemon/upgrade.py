@@ -8,6 +8,7 @@ holds the whole state, secrets included, which are nowhere else then.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -58,7 +59,10 @@ class Handover:
         return (self.run_dir_lock, self.log_dir_lock, self.control_socket, *sockets)
 
 
-_HANDOVER = TypeAdapter(Handover)
+@functools.cache
+def _form() -> TypeAdapter[Handover]:
+    """Takes a while to make, and is needed by the new program only."""
+    return TypeAdapter(Handover)
 
 
 def is_under_way(environ: Mapping[str, str]) -> bool:
@@ -72,7 +76,7 @@ def received(environ: MutableMapping[str, str]) -> Handover | None:
     if given is None:
         return None
     with open(int(given), "rb") as stream:
-        return _HANDOVER.validate_python(json.loads(stream.read()))
+        return _form().validate_python(json.loads(stream.read()))
 
 
 async def try_program(handover: Handover, processes: Processes, environ: Mapping[str, str]) -> None:
@@ -139,7 +143,7 @@ def accept_signals() -> None:
 def can_go_on_from(content: bytes) -> bool:
     """Whether this program understands that handover."""
     try:
-        state.read(_HANDOVER.validate_python(json.loads(content)).known)
+        state.read(_form().validate_python(json.loads(content)).known)
     except (ValueError, RecursionError, state.Unusable):
         return False
     return True
@@ -147,6 +151,6 @@ def can_go_on_from(content: bytes) -> bool:
 
 def _in_memory(handover: Handover) -> BinaryIO:
     memory = os.fdopen(os.memfd_create("llm-supervisor-handover"), "r+b")
-    memory.write(state.to_json(_HANDOVER, handover))
+    memory.write(state.to_json(handover))
     memory.seek(0)
     return memory

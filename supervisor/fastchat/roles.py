@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from supervisor.core.instance import (
     Startup,
     Template,
 )
-from supervisor.fastchat import flags
+from supervisor.fastchat import flags, weights
 from supervisor.fastchat.gpus import deal, gpus_per_replica
 from supervisor.spec import model as spec
 from supervisor.spec.load import ClusterFile
@@ -33,6 +34,11 @@ ENTRY = Path(__file__).parent / "entry"
 
 _QUICK_LIVENESS = {"timeout": 5.0}
 """A controller or API server answers in milliseconds."""
+
+_LARGE = 256 * 2**20
+"""Bytes of weights from which on it pays to read them ahead."""
+_COMMAND_INTERVAL = 0.05
+"""Seconds between two questions to a start, unless the file says so, where each is a process."""
 
 _VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
@@ -130,6 +136,7 @@ class _Expansion:
         self._base = file.base
         self._ports = ports
         self._environ = environ
+        self._found: dict[str, weights.Weights] = {}
         self._controller = controller_address(file.cluster)
         self._needs_controller = ("controller",) if has_own_controller(file.cluster) else ()
         workers = {_url(worker.host, 0) for worker in file.cluster.workers.values()}
@@ -253,6 +260,7 @@ class _Expansion:
         share = gpus_per_replica(worker)
         gpus = deal(worker.gpus, share, i) if worker.gpus and share else ()
         models, model_path, paths = self._models(service, worker)
+        found = self._weights(service, worker, (model_path, *paths))
 
         def words(port: int, address: str, controller: str, models: tuple[str, ...]) -> list[str]:
             return flags.worker_flags(
@@ -291,7 +299,22 @@ class _Expansion:
             surge=surges(worker),
             max_unavailable=worker.max_unavailable,
             beside=second,
+            hints=_read_ahead(found),
+            weights=found.size,
         )
+
+    def _weights(
+        self, service: str, worker: spec.Worker, models: Iterable[str | None]
+    ) -> weights.Weights:
+        """Of all models of a worker; the disk is looked at once for all its replicas."""
+        if isinstance(worker, spec.HuggingfaceApiWorker):
+            return weights.Weights()  # they are elsewhere, and its path is that of a list
+        if service not in self._found:
+            environ = {**self._environ, **self._cluster.env, **worker.env}
+            revision = getattr(worker, "revision", None)
+            here = (one for one in models if one is not None)
+            self._found[service] = weights.weights_of(here, environ, revision)
+        return self._found[service]
 
     def _is_renamable(self, worker: spec.Worker) -> bool:
         """Whether the model's names can change while its process runs.
@@ -346,6 +369,7 @@ class _Expansion:
         surge: bool = False,
         max_unavailable: int = 1,
         beside: InstanceSpec | None = None,
+        weights: int = 0,
         secret_input: bytes | None = None,
     ) -> InstanceSpec:
         given = {**self._cluster.env, **entry.env}
@@ -393,6 +417,7 @@ class _Expansion:
             beside=beside,
             warmth=getattr(entry, "launch", "cold"),
             template=template,
+            weights=weights,
             secret_input=secret_input,
         )
 
@@ -483,6 +508,12 @@ def _contents(worker: spec.Worker, paths: Iterable[str]) -> Iterator[str]:
             yield path.read_text("utf-8", errors="replace") if path.is_file() else ""
 
 
+def _read_ahead(found: weights.Weights) -> dict[str, str]:
+    """What `entry/read_ahead.py` reads; small files are read by the time anybody asks."""
+    is_worth_it = found.size >= _LARGE and not any(os.pathsep in name for name in found.files)
+    return {"LLM_SUPERVISOR_READ_AHEAD": os.pathsep.join(found.files)} if is_worth_it else {}
+
+
 def _names_in(info: Path) -> tuple[str, ...]:
     """The models of a huggingface_api_worker, as FastChat reads them from its JSON file."""
     try:
@@ -544,7 +575,9 @@ def _startup(probe: spec.StartupProbe, default: tuple[Question, ...]) -> Startup
         questions = (own, *(question for question in default if question.ask is Ask.GENERATE))
     if not questions:
         return None
-    return Startup(questions, probe.interval, probe.timeout, probe.deadline)
+    is_command = questions[0].ask is Ask.COMMAND and "interval" not in probe.model_fields_set
+    interval = _COMMAND_INTERVAL if is_command else probe.interval
+    return Startup(questions, interval, probe.timeout, probe.deadline)
 
 
 def _progress(worker: spec.Worker, questions: tuple[Question, ...]) -> Progress:

@@ -11,6 +11,7 @@ from typing import Any
 from supervisor.core.instance import Ask, InstanceSpec, Probe, Question, Startup
 from supervisor.core.lifecycle import Check, Outcome, Probed
 from supervisor.core.probing import Answer, Asker, patience
+from supervisor.runtime.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Prober:
     def __init__(self, askers: Mapping[Ask, Asker], report: Report) -> None:
         self._askers = askers
         self._report = report
+        self._rounds = Rounds()
         self._tasks: dict[tuple[str, Check], asyncio.Task[None]] = {}
         self._defective: set[tuple[str, Check]] = set()
         """What could not be asked the last time, for a reason that nobody has thought of."""
@@ -93,12 +95,12 @@ class Prober:
                 await asyncio.sleep(max(_AFTER_WRONG_ANSWER if i else pause, startup.interval))
 
     async def _repeat(self, spec: InstanceSpec, run: int, check: Check, probe: Probe) -> None:
-        # Spread out, so that a thousand instances are not all asked in the same millisecond.
-        await asyncio.sleep(probe.interval * random.uniform(0.5, 1.0))
+        # Spread out, so that a thousand instances are not all asked in the same round.
+        await self._rounds.after(probe.interval * random.uniform(0.5, 1.0))
         while True:
             outcome, detail = await self._ask(spec, check, probe.question, probe.timeout)
             self._report(spec.name, Probed(run, check, outcome, detail))
-            await asyncio.sleep(probe.interval)
+            await self._rounds.after(probe.interval)
 
     async def _ask(
         self, spec: InstanceSpec, check: Check, question: Question, timeout: float

@@ -314,9 +314,12 @@ class Processes:
         """Raises OSError, and leaves nothing open then."""
         env = {**self._env(spec), BIRTH: birth(run, spec.port, spec.launch)}
         numbered = {}
-        if spec.listen is not None:
-            numbered[LISTEN_FD] = self._listeners.open(spec.listen)
+        listener = None if spec.listen is None else self._listeners.open(spec.listen)
         with contextlib.ExitStack() as opened:
+            if listener is not None:
+                # A copy: while a template imports, it may be dropped, and its number another's.
+                numbered[LISTEN_FD] = os.dup(listener)
+                opened.callback(os.close, numbered[LISTEN_FD])
             sink = output()
             opened.callback(os.close, sink)
             if spec.secret_input is None:

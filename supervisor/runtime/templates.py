@@ -17,10 +17,11 @@ import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL
 from typing import Literal
 
 from supervisor.core.instance import Template
+from supervisor.runtime.descriptors import with_reserve
 
 log = logging.getLogger(__name__)
 
@@ -257,11 +258,13 @@ class _Running:
         return self._ready.done() and self._ready.exception() is None
 
     async def fork(self, job: Job) -> Forked:
+        self._go_on()
         await asyncio.shield(self._ready)
         async with self._turn:
             if self.end is not None:
                 raise self.end
-            reader, writer = os.pipe2(os.O_CLOEXEC)
+            self._go_on()
+            reader, writer = with_reserve(lambda: os.pipe2(os.O_CLOEXEC))
             try:
                 pid = await self._ask(job, reader)
             except BaseException:
@@ -271,6 +274,11 @@ class _Running:
                 os.close(reader)
             self.forks += 1
             return Forked(pid, writer)
+
+    def _go_on(self) -> None:
+        """Should somebody have stopped it."""
+        if self.end is None:
+            os.kill(self.pid, SIGCONT)
 
     async def _ask(self, job: Job, pipe: int) -> int:
         self._answer = self._loop.create_future()
@@ -295,7 +303,7 @@ class _Running:
             "cwd": job.cwd,
             "numbered": list(job.numbered),
         }
-        with _memory_file(json.dumps(content).encode()) as file:
+        with _job_file(json.dumps(content).encode()) as file:
             sent = (file, pipe, job.stdin, job.output, *job.numbered.values())
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", sent))
             self._socket.sendmsg([b"f"], [rights])
@@ -310,16 +318,22 @@ class _Running:
         if not message:
             self.stop(NoTemplate(f"it has ended; {self._name}.log says why"))
             return
-        said = json.loads(message)
-        if "ready" in said:
-            self._patience.cancel()
-            self._ready.set_result(None)
-        elif "stale" in said:
-            self.stop(_Stale(said["stale"]))
-        elif "unfit" in said:
-            self.stop(NoTemplate(said["unfit"]))
-        elif self._answer is not None and not self._answer.done():
-            self._answer.set_result(said["pid"])
+        try:
+            said = json.loads(message)
+        except ValueError:
+            said = None
+        match said:
+            case {"ready": True} if not self._ready.done():
+                self._patience.cancel()
+                self._ready.set_result(None)
+            case {"stale": str(why)}:
+                self.stop(_Stale(why))
+            case {"unfit": str(why)}:
+                self.stop(NoTemplate(why))
+            case {"pid": int(pid)} if self._answer is not None and not self._answer.done():
+                self._answer.set_result(pid)
+            case _:
+                self.stop(NoTemplate("it says what nobody understands"))
 
     def _ended(self, status: int) -> None:
         self.gone.set()
@@ -349,8 +363,8 @@ class _Running:
 
 
 @contextlib.contextmanager
-def _memory_file(content: bytes) -> Iterator[int]:
-    descriptor = memory_file("llm-supervisor-job", content)
+def _job_file(content: bytes) -> Iterator[int]:
+    descriptor = with_reserve(lambda: memory_file("llm-supervisor-job", content))
     try:
         yield descriptor
     finally:

@@ -28,9 +28,12 @@ Signature = tuple[int, ...]
 """Two that differ are two contents, or two reasons why there is none."""
 Signatures = Mapping[Path, Signature]
 
-_STEP_MS = 25
+_STEP_MS, _SLOW_STEP_MS = 25, 100
 """watchfiles looks for events this often and returns when a step brings no other: an event is told
-after one to two steps. Each idle step costs a wakeup, each busy one a few dozen microseconds."""
+after one to two steps. Each idle step costs a wakeup, and a hundredth of a percent of a core for
+each that comes in a second; so the slow ones are taken where nothing has happened for long."""
+_ALERT_S = 300.0
+"""Who has edited a file edits it again."""
 _GATHER_MS = 50
 """The longest that watchfiles gathers, so that a busy log folder does not delay us."""
 _QUIET_S = 0.02
@@ -72,6 +75,7 @@ class FileWatch:
         self._closed = False
         self._wake = threading.Event()
         """There is something else to do than to wait."""
+        self._alert_until = 0.0
         self._blind = False
         self._blind_until = 0.0
 
@@ -142,14 +146,22 @@ class FileWatch:
                 if self._wake.is_set() or places != _places(files):
                     return
                 try:
-                    batch = events.watch(_GATHER_MS, _STEP_MS, round(_LOOK_S * 1000), self._wake)
+                    batch = events.watch(
+                        _GATHER_MS, self._step(), round(_LOOK_S * 1000), self._wake
+                    )
                 except WatchfilesRustInternalError:
                     return  # As good as an event: a name in the folder that is no text, say.
                 # Set the watches anew if nothing came for long, in case one was lost unnoticed, and
                 # if a place itself has changed: it may be another one of that name, with the same
                 # inode even, while our watch has ended with the old one.
+                if not isinstance(batch, str):
+                    self._alert_until = time.monotonic() + _ALERT_S
                 if isinstance(batch, str) or not places.isdisjoint(path for _, path in batch):
                     return
+
+    def _step(self) -> int:
+        """Milliseconds."""
+        return _STEP_MS if time.monotonic() < self._alert_until else _SLOW_STEP_MS
 
     def _be_blind(self, error: Exception) -> None:
         if not self._blind:

@@ -109,8 +109,9 @@ class Question(Model):
 class StartupProbe(Question):
     """Asked from the start on until it passes."""
 
-    interval: Live[Interval] = 0.05
-    """Least time between two questions; it grows with the time that a start takes, up to 2 s."""
+    interval: Live[Interval] = 0.01
+    """Least time between two questions, 50 ms for a `command`; it grows with the time that a start
+    takes, up to 2 s."""
     timeout: Live[Interval] = 5.0
     """An answer later than this is none."""
     deadline: Live[Duration] = 1800.0
@@ -693,6 +694,15 @@ PortRange = Annotated[
 ]
 
 
+def _auto_or_number(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto" and not value.strip().isdecimal():
+        raise ValueError("must be a whole number, or auto")
+    return value
+
+
+ParallelStarts = Annotated[Count | Literal["auto"], BeforeValidator(_auto_or_number)]
+
+
 def _empty_section(value: Any) -> Any:
     """A section of which only comments are left has its defaults; YAML reads it as null."""
     return {} if value is None else value
@@ -738,6 +748,10 @@ class Cluster(Model):
     """Interpreter for every FastChat service; left out, the supervisor's own."""
     port_range: Replace[PortRange] = (21002, 21999)
     """Ports for workers that name none, as `21002-21999`."""
+    max_parallel_starts: Live[ParallelStarts] = "auto"
+    """Workers that may be starting at once; the largest go first. A restart after a crash does not
+    wait for that. `auto`: one per core (two at least), as far as their weights fit into the memory
+    that is free."""
     watch: Live[bool] = True
     """Apply this file whenever it is saved; false: only on `llm-supervisor reload` or SIGHUP."""
     logs: Live[Logs] = Logs()

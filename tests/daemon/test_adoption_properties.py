@@ -41,18 +41,17 @@ class MortalWorld(World):
 
     def __init__(self) -> None:
         super().__init__()
+        self.notes = state.Notes()
         self.note = state.write(state.State())
         self.deaths = 0
         self.adopted = 0
 
     def writes_note(self) -> None:
-        self.note = state.write(
-            state.without_secrets(
-                state.State(
-                    members=tuple(self.members()),
-                    histories=dict(self.histories),
-                    counts=dict(self.counts),
-                )
+        self.note = self.notes.write(
+            state.State(
+                members=tuple(self.members()),
+                histories=dict(self.histories),
+                counts=dict(self.counts),
             )
         )
 

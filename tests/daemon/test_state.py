@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from instances import instance
 
+from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State, Status
-from supervisor.core.rollout import Member
+from supervisor.core.rollout import History, Member
 from supervisor.daemon import state
 
 
@@ -65,3 +67,68 @@ def test_what_is_not_utf8_is_kept() -> None:
     known = state.State(members=(Member(spec, Status()),))
     assert state.read(state.write(known)).members == known.members
     assert json.loads(state.write(known))["version"] == state.VERSION
+
+
+# ---------------------------------------------------------------- notes
+
+
+def many(count: int) -> state.State:
+    members = [
+        Member(instance(f"one-{i}", env=(("KEY", "secret"),)), Status()) for i in range(count)
+    ]
+    histories = {one.name: History(one.spec) for one in members}
+    return state.State(members=tuple(members), histories=histories)
+
+
+def with_another(known: state.State, **changes: object) -> state.State:
+    """The first member has changed."""
+    first, *rest = known.members
+    return replace(known, members=(replace(first, **changes), *rest))
+
+
+def test_notes_are_read_as_they_were_written_but_for_secrets() -> None:
+    known = many(3)
+    content = state.Notes().write(known)
+    assert b"sk-hush" not in content
+    read = state.read(content)
+    assert [one.name for one in read.members] == [one.name for one in known.members]
+    assert not any(one.spec.is_launchable for one in read.members)
+    assert read.histories.keys() == known.histories.keys()
+    assert state.read(state.write(known)).members == known.members
+
+
+def test_notes_of_one_state_after_another_are_those_of_each() -> None:
+    notes, known = state.Notes(), many(3)
+    for later in (
+        known,
+        with_another(known, status=Status(restarts=1)),
+        with_another(known, leaving=True),
+        with_another(known, spec=instance("other")),
+        replace(known, members=known.members[1:], histories={}),
+        replace(known, going_down=True, held=("one-0",)),
+        known,
+    ):
+        assert notes.write(later) == state.Notes().write(later)
+
+
+@pytest.mark.parametrize("count", [10, 1000])
+def test_what_has_not_changed_costs_no_work(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare, worked_out = state._bare, 0
+
+    def counted(spec: InstanceSpec) -> InstanceSpec:
+        nonlocal worked_out
+        worked_out += 1
+        return bare(spec)
+
+    monkeypatch.setattr(state, "_bare", counted)
+    notes, known = state.Notes(), many(count)
+    notes.write(known)
+    worked_out = 0
+    notes.write(with_another(known, status=Status(restarts=1)))
+    assert worked_out == 1
+
+
+def test_a_name_that_is_no_text_and_words_that_look_like_ours() -> None:
+    reason = 'a \udcff path, and "histories":{} "members":[]'
+    known = state.State(members=(Member(instance("one"), Status(reason=reason)),))
+    assert state.read(state.Notes().write(known)).members[0].status.reason == reason

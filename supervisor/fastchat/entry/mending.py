@@ -14,6 +14,7 @@ import socket
 import sys
 
 import progress  # before the lines below, which take this folder off the path
+import read_ahead
 import requests
 import uvicorn
 
@@ -37,6 +38,7 @@ def run(name):
 
 def run_worker(name):
     """Run the worker module `fastchat.serve.NAME` with the mends that every worker needs."""
+    read_ahead.begin()
     # An import makes no garbage; looking for some takes a fifth of the time of all imports.
     gc.disable()
     prepare_worker()
