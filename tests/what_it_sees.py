@@ -6,6 +6,7 @@ MODULEs are imported before, WORDs are only seen. It ends with its parent.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -129,10 +130,8 @@ def c_environment() -> list[str]:
 def descriptors() -> dict[str, object]:
     found: dict[str, object] = {}
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(OSError):  # that of this very look
             found[name] = [os.readlink(f"/proc/self/fd/{name}"), os.get_inheritable(int(name))]
-        except OSError:
-            pass  # that of this very look
     return found
 
 

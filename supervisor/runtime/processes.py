@@ -105,6 +105,8 @@ class Processes:
         self._listeners = Listeners()
         self._cgroups: Cgroups | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[str, asyncio.Future[Forked]] = {}
+        """Instances that are to be forked from a template."""
 
     @property
     def listeners(self) -> Listeners:
@@ -215,7 +217,10 @@ class Processes:
         return True
 
     def signal(self, name: str, stage: Stage) -> None:
-        """Signal the whole tree of an instance. Does nothing if it is gone."""
+        """Signal the whole tree of an instance. Does nothing if it is gone; what still waits for
+        its template is not started any more."""
+        if (waiting := self._waiting.get(name)) is not None:
+            waiting.cancel()
         process = self._current.get(name)
         if process is None:
             return
@@ -257,13 +262,20 @@ class Processes:
         except OSError as error:
             self._could_not(spec, run, error)
             return
+        waiting = asyncio.ensure_future(templates.fork(template, needs.as_job(spec)))
+        self._waiting[spec.name] = waiting
         try:
-            forked = await templates.fork(template, needs.as_job(spec))
+            forked = await waiting
         except NoTemplate as reason:
             level = logging.WARNING if spec.warmth == "warm" else logging.INFO
             log.log(level, "%s is started cold: %s", spec.name, reason)
             forked = None
+        except asyncio.CancelledError:
+            why = "it was told to stop before it began"
+            self._deliver(spec.name, SpawnFailed(run, why, CauseClass.UNKNOWN))
+            return
         finally:
+            del self._waiting[spec.name]
             needs.close()
         if forked is None or not self._is_waiting(forked):
             self._spawn(spec, run, output)

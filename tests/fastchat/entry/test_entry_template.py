@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,8 +34,6 @@ class Workers:
     forked: Seen
     sibling: Seen
     started: Seen
-    template: Seen
-    """Its session, and what is open in it."""
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +48,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Workers:
             forked = house.spec("one", *words, template=kind, env=ENV, port=4711)
             started = house.spec("one", *words, template=None, env=ENV, port=4711)
             seen = await house.in_turn(forked, forked, started)
-            pid = house.started[0]
-            opened = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()]
-            return Workers(*seen, {"pid": pid, "descriptors": opened, "log": house.log("one")})
+            return Workers(*seen)
 
     found: Workers = warm.run(story)
     return found
