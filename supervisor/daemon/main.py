@@ -33,6 +33,7 @@ from supervisor.runtime.logs import InstanceLogs
 from supervisor.runtime.processes import Processes
 from supervisor.runtime.progress import ProgressRecords
 from supervisor.runtime.rundir import RunDir, RunDirError
+from supervisor.runtime.signals import on_signal
 from supervisor.runtime.watch import FileWatch
 from supervisor.spec.load import ClusterFile
 
@@ -221,9 +222,7 @@ class _Running:
             self._unheard.discard(number)
             act()
 
-        asyncio.get_running_loop().add_signal_handler(number, heard)
-        signal.signal(number, lambda *_: self._unheard.add(number))
-        signal.siginterrupt(number, False)  # as the loop had it
+        on_signal(number, heard, lambda: self._unheard.add(number))
 
     async def _start_instances(self) -> None:
         for note in self._beginning.notes:

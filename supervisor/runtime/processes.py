@@ -22,7 +22,7 @@ import functools
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from signal import SIGCHLD, SIGCONT, SIGINT, SIGKILL, SIGTERM, Signals
 
@@ -34,6 +34,7 @@ from supervisor.runtime.cgroups import Cgroups, enter
 from supervisor.runtime.descriptors import hold_reserve, with_reserve
 from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, Leftover, birth
 from supervisor.runtime.listeners import Listeners, PortTaken
+from supervisor.runtime.signals import on_signal
 from supervisor.runtime.templates import Forked, Job, NoTemplate, Templates, memory_file
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,19 @@ class _Needs:
         self._opened.close()
 
 
+@dataclass
+class _Seen:
+    """Processes that may be strays: our children, or all of the machine, but for leaders."""
+
+    pids: list[int]
+    _marks: dict[int, str | None] = field(default_factory=dict)
+
+    def mark_of(self, pid: int) -> str | None:
+        if pid not in self._marks:
+            self._marks[pid] = tree.mark_of(pid)
+        return self._marks[pid]
+
+
 class Processes:
     """``mark`` distinguishes this cluster's processes from those of any other supervisor."""
 
@@ -102,6 +116,8 @@ class Processes:
         """Leaders that are no children of ours, by their pidfds."""
         self._has_orphans = False
         """There is, or was, one: strays may be anywhere."""
+        self._seen: _Seen | None = None
+        """What there is besides leaders, while this turn of the loop lasts."""
         self._listeners = Listeners()
         self._cgroups: Cgroups | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,9 +138,10 @@ class Processes:
 
     def start(self) -> None:
         """Watch for exits. Must run in the main thread."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(SIGCHLD, self._reap)
-        loop.call_soon(self._reap)  # what ended while we became another program
+        on_signal(SIGCHLD, self._reap)
+        asyncio.get_running_loop().call_soon(
+            self._reap
+        )  # what ended while we became another program
 
     # ------------------------------------------------------------ instances
 
@@ -225,8 +242,8 @@ class Processes:
         if process is None:
             return
         process.told = True
-        self._signal_all(process, _SIGNALS[stage])
-        self._signal_all(process, SIGCONT)  # a stopped process heeds no other signal but SIGKILL
+        # A stopped process heeds no other signal but SIGKILL.
+        self._signal_all(process, _SIGNALS[stage], SIGCONT)
 
     def tree_of(self, name: str) -> list[int]:
         """All processes of an instance that are still there, the leader first."""
@@ -441,13 +458,14 @@ class Processes:
     # ------------------------------------------------------------ exits
 
     def _reap(self) -> None:
-        while True:
-            try:
-                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
-            except ChildProcessError:
-                break
-            if result is None:
-                break
+        ended = []
+        with contextlib.suppress(ChildProcessError):
+            while result := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
+                ended.append(result)
+        if not ended:
+            return  # a signal came for each of them, and they were all found at the first
+        self._seen = None  # what they left is ours by now
+        for result in ended:
             self._reaped(result.si_pid, result.si_code, result.si_status)
         self._check_all_cleared()
 
@@ -540,28 +558,48 @@ class Processes:
         holder = tree.stat_of(process.pid)
         is_its_own = holder is None or holder.born == process.born
         session = process.pid if is_its_own and process.pid > 1 else None
-        leaders = {one.pid for one in self._current.values() if one.exited is None}
-        apart = {os.getpid(), *leaders, *self._helpers, *below}
-        for pid in tree.pids() if self._has_orphans else tree.children(os.getpid()):
+        seen = self._look_around()
+        apart = set(below)
+        for pid in seen.pids:
             if pid in apart:
                 continue
-            is_its = tree.mark_of(pid) == mark or (session is not None and _session(pid) == session)
+            is_its = seen.mark_of(pid) == mark or (session is not None and _session(pid) == session)
             if is_its and tree.born(pid) is not None:
                 below += [pid, *tree.descendants(pid)]
         if self._cgroups is not None:
+            apart = {os.getpid(), *self._leading(), *self._helpers}
             below += [pid for pid in self._cgroups.members(process.name) if pid not in apart]
         return list(dict.fromkeys(below))
 
-    def _signal_all(self, process: _Process, number: Signals) -> None:
+    def _look_around(self) -> _Seen:
+        """Once for all that is asked in one turn of the loop: a thousand that stop at once must not
+        look through a thousand each. Nothing that is our child is reaped meanwhile."""
+        if self._seen is None:
+            known = {os.getpid(), *self._leading(), *self._helpers}
+            found = tree.pids() if self._has_orphans else tree.children(os.getpid())
+            self._seen = _Seen([pid for pid in found if pid not in known])
+            asyncio.get_running_loop().call_soon(self._look_away, self._seen)
+        return self._seen
+
+    def _look_away(self, seen: _Seen) -> None:
+        if self._seen is seen:
+            self._seen = None
+
+    def _leading(self) -> Iterator[int]:
+        return (one.pid for one in self._current.values() if one.exited is None)
+
+    def _signal_all(self, process: _Process, *numbers: Signals) -> None:
         leads = process.exited is None
-        if number is SIGKILL and self._cgroups is not None:
+        if SIGKILL in numbers and self._cgroups is not None:
             self._cgroups.kill(process.name)  # also what is being forked right now
         if leads:
-            _kill_group(process.pid, number)
+            for number in numbers:
+                _kill_group(process.pid, number)
         for pid in self._strays(process) or ():
             # Once the leader has been reaped, its number may be another group's.
             if not leads or _group(pid) != process.pid:
-                _kill(pid, number)
+                for number in numbers:
+                    _kill(pid, number)
 
 
 def _popen(
