@@ -376,7 +376,7 @@ class Processes:
             try:
                 return _popen(
                     template.argv,
-                    cwd="/",
+                    cwd=template.cwd,
                     env=env,
                     stdin=subprocess.DEVNULL,
                     output=sink,

@@ -298,9 +298,9 @@ class _Running:
 
     def _send(self, job: Job, pipe: int) -> None:
         content = {
-            "argv": list(job.argv),
-            "env": dict(job.env),
-            "cwd": job.cwd,
+            "argv": [_bytes(word) for word in job.argv],
+            "env": {_bytes(name): _bytes(value) for name, value in job.env.items()},
+            "cwd": _bytes(job.cwd),
             "numbered": list(job.numbered),
         }
         with _job_file(json.dumps(content).encode()) as file:
@@ -360,6 +360,11 @@ class _Running:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(why)
         self._over(self)
+
+
+def _bytes(word: str) -> str:
+    """As JSON can hold them: the other side may have another encoding than we."""
+    return os.fsencode(word).decode("latin-1")
 
 
 @contextlib.contextmanager
