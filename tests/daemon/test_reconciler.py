@@ -973,9 +973,8 @@ async def test_what_is_started_when_a_supervisor_goes_on_finds_its_template() ->
     """A start that a killed one had decided is made again at once."""
     template = Template("worker", ("python", "template.py"), (), "/")
     spec = replace(FIRST, template=template)
-    async with asyncio.timeout(PATIENCE):
-        told = Story([spec])
-        decided = Member(spec, Status(state=State.STARTING, wanted=True, run=1))
-        adoption = survey(Known((decided,)), [], {spec.name: spec}, {}.get, now=0.0)
-        told.reconciler.adopt(adoption)
-        assert told.engine.done == ["keep template for workers", "spawn vicuna-0"]
+    told = Story([spec])
+    decided = Member(spec, Status(state=State.STARTING, wanted=True, run=1))
+    adoption = survey(Known((decided,)), [], {spec.name: spec}, {}.get, now=0.0)
+    told.reconciler.adopt(adoption)
+    assert told.engine.done == ["keep template for workers", "spawn vicuna-0"]

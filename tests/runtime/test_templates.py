@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import resource
 import signal
@@ -397,6 +398,38 @@ def test_one_whose_copies_could_not_work_is_not_copied(
     assert f"one is started cold: {why}" in caplog.text
 
 
+def test_one_is_not_copied_either_when_a_models_own_module_starts_threads(
+    house: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = template(**at_start(tmp_path / "faults", ""))
+    models = tmp_path / "faults" / "transformers" / "models"
+    models.mkdir(parents=True)
+    for module, code in {
+        "../__init__": "",
+        "auto/configuration_auto": "def model_type_to_module_name(kind): return kind",
+        "rogue/modeling_rogue": (
+            "import ctypes\n"
+            "libc = ctypes.CDLL(None)\n"
+            "libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, libc.pause, None)"
+        ),
+    }.items():
+        (models / module).parent.mkdir(parents=True, exist_ok=True)
+        (models / f"{module}.py").write_text(code)
+    (tmp_path / "config.json").write_text('{"model_type": "rogue"}')
+
+    async def story() -> None:
+        async with house.open():
+            house.templates.keep([kind])
+            await house.warm(house.spec("one", template=kind))
+            spec = house.spec("two", "--", "--model-path", str(tmp_path), template=kind)
+            spawned = await house.spawn(spec)
+            assert isinstance(spawned, Spawned)
+            assert spawned.how == "started"
+
+    warm.run(story)
+    assert "two is started cold: a library has started 1 threads" in caplog.text
+
+
 def test_a_package_that_changes_on_disk_is_the_new_one_at_the_next_start(
     house: House, tmp_path: Path
 ) -> None:
@@ -482,6 +515,26 @@ def test_what_is_not_needed_any_more_ends_and_another_environment_is_another_one
             assert house.templates.look() == []
 
     warm.run(story)
+
+
+def test_all_that_was_ever_started_has_ended_when_templates_are_closed(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever looks for what is left would find, and name, what only has not been reaped yet."""
+    caplog.set_level(logging.INFO)
+
+    async def story() -> None:
+        async with house.open():
+            house.templates.keep([template(SOME="VALUE"), template()])
+            await house.templates.close()
+            assert not any(tree.stat_of(pid) for pid in house.started)
+            house.templates.keep([template()])
+            house.templates.keep([])
+            await house.templates.close()
+            assert not any(tree.stat_of(pid) for pid in house.started)
+
+    warm.run(story)
+    assert "killing what is left" not in caplog.text
 
 
 # ---------------------------------------------------------------- forked processes in trouble

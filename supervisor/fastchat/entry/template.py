@@ -105,8 +105,7 @@ def serve(channel, kind):
             say(channel, stale=changed + " has changed on disk")
             return None
         import_models(job["argv"])
-        imported.note()
-        why = unfitness()
+        why = unfitness() or (threads_started() if imported.note() else None)
         if why:
             say(channel, unfit=why)
             return None
@@ -298,9 +297,9 @@ class Imported:
         self.note()
 
     def note(self):
-        """Also what has been imported since."""
+        """Also what has been imported since; whether anything has."""
         if len(sys.modules) == self.modules:
-            return
+            return False
         self.modules = len(sys.modules)
         known = set(self.paths.split("\0"))
         # Not as attributes: some modules import when they are asked for one.
@@ -309,6 +308,7 @@ class Imported:
             if isinstance(path, str) and path not in known:
                 self.paths += path + "\0"
                 self.states.extend(state(path))
+        return True
 
     def what_changed(self):
         """The first file that is not as it was; None if there is none."""
