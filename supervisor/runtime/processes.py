@@ -408,7 +408,13 @@ class Processes:
         if self._cgroups is not None:
             self._cgroups.place(name, pid)
         tree.take_usual_oom_score(pid)
-        self.adopt_helper(pid, exited)
+
+        def gone(status: int) -> None:
+            if self._cgroups is not None:
+                self._cgroups.remove(name)
+            exited(status)
+
+        self.adopt_helper(pid, gone)
         return pid
 
     def _env(self, spec: InstanceSpec) -> dict[str, str]:
