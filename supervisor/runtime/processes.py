@@ -159,6 +159,8 @@ class Processes:
         """
         before = self._clearing.get(spec.name)
         template = spec.template if templates is not None else None
+        if not os.path.isdir(spec.cwd):
+            template = None  # what is wrong is told by a cold start
         if before is None and template is None:
             self._spawn(spec, run, output)
             return
@@ -258,12 +260,10 @@ class Processes:
 
     def _spawn(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> None:
         """As a program of its own."""
-        try:
-            pid = with_reserve(lambda: self._execute(spec, run, output))
-        except OSError as error:
-            self._could_not(spec, run, error)
-            return
-        self._began(spec, run, pid, "started")
+        needs = self._provide(spec, run, output)
+        if needs is not None:
+            with contextlib.closing(needs):
+                self._execute(spec, run, needs)
 
     async def _fork(
         self,
@@ -274,31 +274,36 @@ class Processes:
         templates: Templates,
     ) -> None:
         """As a copy of a process that has imported what it needs; as a program if there is none."""
-        try:
-            needs = with_reserve(lambda: self._needs(spec, run, output))
-        except OSError as error:
-            self._could_not(spec, run, error)
+        needs = self._provide(spec, run, output)
+        if needs is None:
             return
+        with contextlib.closing(needs):
+            try:
+                forked = await self._forked(spec, needs, template, templates)
+            except asyncio.CancelledError:
+                why = "it was told to stop before it began"
+                self._deliver(spec.name, SpawnFailed(run, why, CauseClass.UNKNOWN))
+                return
+            if forked is None or not self._is_waiting(forked):
+                self._execute(spec, run, needs)
+                return
+        self._began(spec, run, forked.pid, "forked from a warm template")
+        forked.begin()
+
+    async def _forked(
+        self, spec: InstanceSpec, needs: _Needs, template: Template, templates: Templates
+    ) -> Forked | None:
+        """None: it has to be started cold."""
         waiting = asyncio.ensure_future(templates.fork(template, needs.as_job(spec)))
         self._waiting[spec.name] = waiting
         try:
-            forked = await waiting
+            return await waiting
         except NoTemplate as reason:
             level = logging.WARNING if spec.warmth == "warm" else logging.INFO
             log.log(level, "%s is started cold: %s", spec.name, reason)
-            forked = None
-        except asyncio.CancelledError:
-            why = "it was told to stop before it began"
-            self._deliver(spec.name, SpawnFailed(run, why, CauseClass.UNKNOWN))
-            return
+            return None
         finally:
             del self._waiting[spec.name]
-            needs.close()
-        if forked is None or not self._is_waiting(forked):
-            self._spawn(spec, run, output)
-            return
-        self._began(spec, run, forked.pid, "forked from a warm template")
-        forked.begin()
 
     def _is_waiting(self, forked: Forked) -> bool:
         """Not if somebody has killed it meanwhile: it may have been reaped as nobody's."""
@@ -317,12 +322,23 @@ class Processes:
         self._leaders[pid] = self._current[spec.name] = process
         self._deliver(spec.name, Spawned(run, pid, process.born, how))
 
-    def _could_not(self, spec: InstanceSpec, run: int, error: OSError) -> None:
-        cause = _why_not_started(spec, error)
-        self._deliver(spec.name, SpawnFailed(run, cause, _class_of(error)))
+    def _provide(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> _Needs | None:
+        """None, and it is told, if it cannot be had."""
+        try:
+            return with_reserve(lambda: self._needs(spec, run, output))
+        except OSError as error:
+            self._could_not(spec, run, error)
+            return None
 
-    def _execute(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> int:
-        needs = self._needs(spec, run, output)
+    def _execute(self, spec: InstanceSpec, run: int, needs: _Needs) -> None:
+        try:
+            pid = with_reserve(lambda: self._exec(spec, needs))
+        except OSError as error:
+            self._could_not(spec, run, error)
+        else:
+            self._began(spec, run, pid, "started")
+
+    def _exec(self, spec: InstanceSpec, needs: _Needs) -> int:
         entry = None if self._cgroups is None else self._cgroups.open_entry(spec.name)
         try:
             return _popen(
@@ -335,9 +351,12 @@ class Processes:
                 entry=entry,
             )
         finally:
-            needs.close()
             if entry is not None:
                 os.close(entry)
+
+    def _could_not(self, spec: InstanceSpec, run: int, error: OSError) -> None:
+        cause = _why_not_started(spec, error)
+        self._deliver(spec.name, SpawnFailed(run, cause, _class_of(error)))
 
     def _needs(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> _Needs:
         """Raises OSError, and leaves nothing open then."""
@@ -376,7 +395,7 @@ class Processes:
             try:
                 return _popen(
                     template.argv,
-                    cwd="/",
+                    cwd=template.cwd,
                     env=env,
                     stdin=subprocess.DEVNULL,
                     output=sink,
@@ -389,7 +408,13 @@ class Processes:
         if self._cgroups is not None:
             self._cgroups.place(name, pid)
         tree.take_usual_oom_score(pid)
-        self.adopt_helper(pid, exited)
+
+        def gone(status: int) -> None:
+            if self._cgroups is not None:
+                self._cgroups.remove(name)
+            exited(status)
+
+        self.adopt_helper(pid, gone)
         return pid
 
     def _env(self, spec: InstanceSpec) -> dict[str, str]:
