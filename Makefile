@@ -30,8 +30,9 @@ docs: setup
 	$(BIN)/python scripts/make_docs.py
 	$(BIN)/python scripts/make_lifecycle.py
 
+# A part of it, into no file: .venv/bin/python benchmarks/run.py --help
 bench: setup
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --json docs/benchmarks.json --table docs/benchmarks.md
 
 kills: setup
 	$(BIN)/python benchmarks/kills.py

@@ -1,4 +1,4 @@
-"""The default cluster in three ways: supervised, by hand all at once, and by the nohup script."""
+"""Cluster files with ports of their own, and a supervisor that runs one."""
 
 from __future__ import annotations
 
@@ -23,36 +23,62 @@ LLM_SUPERVISOR = str(Path(sys.executable).with_name("llm-supervisor"))
 SLOWEST_START = 180.0
 """Seconds after which a start counts as failed."""
 
-_PORTS = 20
-_GREP_PAUSE = 5.0
-"""The script's `sleep 5s` between two looks at a log."""
-_BY_HAND_ENV = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "LOGDIR": "",
-    "NO_PROXY": "127.0.0.1,localhost",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""What whoever starts FastChat by hand sets as well, so that both sides do the same work."""
+_PORTS = 64
 
-Edit = Callable[[dict[str, Any]], None]
+Content = dict[str, Any]
+"""Of a cluster file."""
+Edit = Callable[[Content], None]
 
 
-class Cluster:
-    """A copy of the default cluster's file, with ports of its own, in a folder of its own."""
+# ---------------------------------------------------------------- files
 
-    def __init__(self, folder: Path, edit: Edit | None = None) -> None:
+
+def demo(edit: Edit | None = None) -> Content:
+    """The default cluster, with ports of its own."""
+    path = ROOT / "configs" / "cluster.yaml"
+    content: Content = yaml.safe_load(path.read_text())
+    for worker in content["workers"].values():
+        worker["model_path"] = str((path.parent / worker["model_path"]).resolve())
+    first = _free_block(_PORTS)
+    content["controller"]["port"] = first
+    content["api_server"]["port"] = first + 1
+    content["port_range"] = f"{first + 2}-{first + _PORTS - 1}"
+    if edit:
+        edit(content)
+    return content
+
+
+def with_workers(count: int) -> Content:
+    """The same with this many workers, each of a model of its own name."""
+
+    def edit(content: Content) -> None:
+        owl = content["workers"]["tiny-owl"]["model_path"]
+        content["workers"] = {f"owl-{i}": {"model_path": owl} for i in range(count)}
+
+    return demo(edit)
+
+
+def count_each_kill_as_the_first(content: Content) -> None:
+    """An edit: whatever becomes ready is stable at once, so that no backoff blurs the figures."""
+    for service in [content["controller"], content["api_server"], *content["workers"].values()]:
+        service["restart"] = {"stable_after": "0s"}
+
+
+# ---------------------------------------------------------------- supervised
+
+
+class Supervised:
+    """`llm-supervisor up`, with all its files in a folder."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, folder: Path, content: Content) -> None:
         self.folder = folder
         self.file = folder / "cluster.yaml"
-        content = _default_cluster()
-        first = _free_block(_PORTS)
-        content["controller"]["port"] = first
-        content["api_server"]["port"] = first + 1
-        content["port_range"] = f"{first + 2}-{first + _PORTS - 1}"
-        if edit:
-            edit(content)
+        self.output = folder / "up.log"
         self.file.write_text(yaml.safe_dump(content, sort_keys=False))
-        self.url = f"http://127.0.0.1:{first + 1}"
-        self.models = list(content["workers"])
+        self.models = list(content.get("workers", ()))
+        self.url = f"http://127.0.0.1:{content.get('api_server', {}).get('port')}"
 
     def command_line(self, verb: str, *arguments: str) -> list[str]:
         places = ["-c", str(self.file), "--run-dir", str(self.folder / "run")]
@@ -72,30 +98,24 @@ class Cluster:
             raise RuntimeError(f"{verb} ended with {done.returncode}: {done.stderr}{done.stdout}")
         return done.stdout
 
-
-# ---------------------------------------------------------------- supervised
-
-
-class Supervised(Cluster):
-    """`llm-supervisor up`."""
-
-    process: subprocess.Popen[bytes] | None = None
-
     def up(self) -> None:
         self.process = spawn(
             self.command_line("up"),
-            self.folder / "up.log",
+            self.output,
             env=environment(),
             at_our_death=signal.SIGTERM,
         )
 
     def up_and_ready(self) -> None:
         self.up()
+        self.await_answering()
+        self.await_ready()
+
+    def await_answering(self) -> None:
         socket_file = self.folder / "run" / "control.sock"
         end = time.monotonic() + SLOWEST_START
         while not _accepts(socket_file) and self.pid and time.monotonic() < end:
             time.sleep(0.02)
-        self.await_ready()
 
     def await_ready(self) -> None:
         self.ask("wait", "--timeout", str(SLOWEST_START))
@@ -104,16 +124,13 @@ class Supervised(Cluster):
     def pid(self) -> int:
         """The supervisor's pid; raises RuntimeError if it has ended."""
         if self.process is None or self.process.poll() is not None:
-            raise RuntimeError((self.folder / "up.log").read_text())
+            raise RuntimeError(self.output.read_text())
         return self.process.pid
 
     def pids(self) -> dict[str, int]:
         """The pid of each instance that runs."""
         instances = json.loads(self.ask("status", "--json"))["instances"]
         return {one["name"]: one["pid"] for one in instances if one["pid"]}
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.ask("events", "--json").splitlines()]
 
     def down(self) -> None:
         if self.process is not None:
@@ -124,61 +141,7 @@ class Supervised(Cluster):
             self.process.wait()
 
 
-# ---------------------------------------------------------------- the same, by hand
-
-
-class ByHand(Cluster):
-    """The same FastChat processes with the same flags, which register themselves."""
-
-    def __init__(self, folder: Path, edit: Edit | None = None) -> None:
-        super().__init__(folder, edit)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        changes = json.loads(self.ask("plan", "--json"))["changes"]
-        self._commands = {one["instance"]: _registering_itself(one["command"]) for one in changes}
-
-    def start_all_at_once(self) -> None:
-        for name in ("controller", "api_server", *self._workers()):
-            self._start(name)
-
-    def start_one_by_one(self) -> None:
-        """As Langchain-Chatchat's `llm_api_stale.py` does: start one, grep its log, the next."""
-        for name in ("controller", *self._workers(), "api_server"):
-            self._start(name)
-            while "Uvicorn running on" not in self._log(name).read_text():
-                time.sleep(_GREP_PAUSE)
-
-    def check(self) -> None:
-        """Raises RuntimeError if any process has ended."""
-        for name, process in self._processes.items():
-            if process.poll() is not None:
-                raise RuntimeError(f"{name} crashed: {self._log(name).read_text()[-2000:]}")
-
-    def down(self) -> None:
-        for process in self._processes.values():
-            process.kill()
-        for process in self._processes.values():
-            process.wait()
-
-    def _start(self, name: str) -> None:
-        env = environment() | _BY_HAND_ENV
-        self._processes[name] = spawn(self._commands[name], self._log(name), env=env)
-
-    def _workers(self) -> list[str]:
-        return [name for name in self._commands if name not in ("controller", "api_server")]
-
-    def _log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
-
-
-def _registering_itself(command: list[str]) -> list[str]:
-    """The very command line that the supervisor runs, but for the worker's registration.
-
-    With our entry module as well: without it FastChat does not start under transformers 5.
-    """
-    return [word for word in command if word != "--no-register"]
-
-
-# ---------------------------------------------------------------- folders, files, ports
+# ---------------------------------------------------------------- folders and ports
 
 
 @contextlib.contextmanager
@@ -192,7 +155,7 @@ def folder() -> Iterator[Path]:
 def supervised(edit: Edit | None = None) -> Iterator[Supervised]:
     """The default cluster, supervised and ready."""
     with folder() as place:
-        cluster = Supervised(place, edit)
+        cluster = Supervised(place, demo(edit))
         try:
             cluster.up_and_ready()
             yield cluster
@@ -206,19 +169,9 @@ def _accepts(path: Path) -> bool:
         return client.connect_ex(str(path)) == 0
 
 
-def count_each_kill_as_the_first(content: dict[str, Any]) -> None:
-    """An edit: whatever becomes ready is stable at once, so that no backoff blurs the figures."""
-    services = [content["controller"], content["api_server"]]
-    for service in [*services, *content["workers"].values(), *content.get("services", {}).values()]:
-        service["restart"] = {"stable_after": "0s"}
-
-
-def _default_cluster() -> dict[str, Any]:
-    path = ROOT / "configs" / "cluster.yaml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
-    for worker in content["workers"].values():
-        worker["model_path"] = str((path.parent / worker["model_path"]).resolve())
-    return content
+def free_ports(count: int) -> range:
+    first = _free_block(count)
+    return range(first, first + count)
 
 
 def _free_block(count: int) -> int:

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from clusters import ROOT, Supervised, folder
-from figures import Row, load_average
-from launching import save_to_exec
+from clusters import ROOT, Supervised, demo, folder
+from machine import load_average
 from saving import APPLIED, MENDED, REFUSED, Change, Content, Control, File, Saved, longest_farewell
 from traffic import Answer, Traffic
 
@@ -31,8 +30,6 @@ _QUIET = 3.0
 """Seconds of traffic after each edit is in service, and before the first."""
 _OLD_KEY, _NEW_KEY = "sk-old", "sk-new"
 _MODELS = _OWL, _FOX, _CAT = "tiny-owl", "tiny-fox", "tiny-cat"
-_GOAL = 0.15
-"""Seconds from a save to the exec of the process that it asks for."""
 
 
 # ---------------------------------------------------------------- the story
@@ -321,7 +318,7 @@ def _became(before: int | None, after: int | None) -> str:
 def play(requests: int, clients: int, place: Path, *, small: bool = False) -> Report:
     """The whole story, and traffic until there were that many requests."""
     steps = [step for step in _story() if step.in_small or not small]
-    cluster = Supervised(place, _first(place))
+    cluster = Supervised(place, demo(_first(place)))
     try:
         cluster.up_and_ready()
         traffic = Traffic(cluster.url, _MODELS, _OLD_KEY)
@@ -386,36 +383,6 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def rows(report: Report, launches: dict[str, list[float]]) -> list[Row]:
-    """The same for the table of all benchmarks."""
-    changes = [one.in_service for one in report.phases if one.in_service is not None]
-    return [
-        Row("requests", "", [len(report.answers)]),
-        Row("failed requests", "", [len(report.failed)], goal=0),
-        Row("cut streams", "", [sum(one.cut for one in report.failed)], goal=0),
-        Row(
-            "instances that lost their process, or kept it, by mistake",
-            "",
-            [len(report.surprises)],
-            goal=0,
-        ),
-        Row("save to in service", "s", changes),
-        *(
-            Row(what, "ms", [1000 * one for one in values], goal=1000 * _GOAL, judged="median")
-            for what, values in launches.items()
-        ),
-    ]
-
-
-def measure(rounds: int) -> list[Row]:
-    with folder() as place:
-        launches = save_to_exec(4 * rounds, place)
-    with folder() as place:
-        report = play(REQUESTS, CLIENTS, place)
-    _tell_what_went_wrong(report)
-    return rows(report, launches)
-
-
 def _tell_what_went_wrong(report: Report) -> None:
     for one in report.failures():
         print(f"FAILED {json.dumps(one, ensure_ascii=False)}", file=sys.stderr)
@@ -427,19 +394,11 @@ def main() -> int:
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, _end)
     about, load_before = machine.describe(), load_average()
-    launches: dict[str, list[float]] = {}
-    if arguments.saves:
-        with folder() as place:
-            launches = save_to_exec(arguments.saves, place)
     with _place(arguments.keep) as place:
         report = play(arguments.requests, arguments.clients, place, small=arguments.small)
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print(f"load average {load_before} before, {load_average()} after", end="\n\n")
     print(table(report))
-    for what, values in launches.items():
-        shown = Row(what, "ms", [1000 * one for one in values]).summary()
-        median, most = round(shown["median"]), round(shown["max"])
-        print(f"{what}: {len(values)} times, median {median} ms, max {most} ms")
     _tell_what_went_wrong(report)
     if arguments.json:
         content = {
@@ -451,7 +410,6 @@ def main() -> int:
             "cut": sum(one.cut for one in report.failed),
             "failures": report.failures(),
             "surprises": report.surprises,
-            "launches": {what: [round(one, 5) for one in v] for what, v in launches.items()},
         }
         arguments.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return 1 if report.failed or report.surprises else 0
@@ -472,7 +430,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests", type=int, default=REQUESTS, metavar="N", help="at least")
     parser.add_argument("--clients", type=int, default=CLIENTS, metavar="N")
     parser.add_argument("--small", action="store_true", help="not all edits: what the test does")
-    parser.add_argument("--saves", type=int, default=20, metavar="N", help="timed to the exec")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work there, and leave the logs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
     return parser

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import machine
-from clusters import Supervised, folder
+from clusters import Supervised, demo, folder
 from processes import guard, variables
 from traffic import Answer, Traffic
 
@@ -96,7 +96,7 @@ def main() -> None:
         def edit(content: dict[str, object]) -> None:
             content["env"] = {_TOKEN: str(place)}
 
-        cluster = Supervised(place, edit)
+        cluster = Supervised(place, demo(edit))
         guarded = guard(f"{_TOKEN}={place}")
         try:
             cluster.up_and_ready()

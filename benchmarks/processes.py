@@ -5,26 +5,28 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
-_PATIENCE = 5.0
-_TIGHT = 0.0001
-"""Seconds between two looks; without any pause we would take a core from those we time."""
+_GUARD = Path(__file__).parent.parent / "tests" / "guard.py"
+_RUN = ("LLM_BENCHMARK_RUN", f"{os.getpid()}-{time.monotonic_ns()}")
+"""The variable that all have in their environment which this run has started."""
+
+
+# ---------------------------------------------------------------- starting and ending
 
 
 def environment() -> dict[str, str]:
-    """Ours, without what would make Python compile every module anew, or point elsewhere."""
+    """Ours, marked, without what makes Python compile every module anew, or points elsewhere."""
     left_out = ("LLM_SUPERVISOR_", "PYTHONDONTWRITEBYTECODE")
-    return {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+    return {**ours, _RUN[0]: _RUN[1]}
 
 
 def spawn(
@@ -55,20 +57,36 @@ def spawn(
         )
 
 
-def guard(token: str) -> subprocess.Popen[bytes]:
+def guard(token: str = "=".join(_RUN)) -> subprocess.Popen[bytes]:
     """Ends all processes with ``token`` (`NAME=value`) in their environment when we die."""
-    script = Path(__file__).parent.parent / "tests" / "guard.py"
-    return subprocess.Popen([sys.executable, "-IS", str(script), token], stdin=subprocess.PIPE)
+    command = [sys.executable, "-IS", str(_GUARD), token]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)
+
+
+def of_this_run() -> set[int]:
+    """All processes that this run has started, and what those have started."""
+    token = "=".join(_RUN).encode()
+    return {pid for pid in _all() if token in _read(f"/proc/{pid}/environ").split(b"\0")}
+
+
+def end_all_of_this_run() -> None:
+    """kill -9, until none is left: some start others while we kill."""
+    while left := of_this_run():
+        for pid in sorted(left):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+# ---------------------------------------------------------------- what there is
 
 
 def variables(name: str) -> list[dict[str, str]]:
     """The environments of all processes that have this variable."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(PermissionError):
-                words = _read(f"/proc/{entry}/environ").decode(errors="replace").split("\0")
-                found.append(dict(word.split("=", 1) for word in words if "=" in word))
+    for pid in _all():
+        words = _read(f"/proc/{pid}/environ").decode(errors="replace").split("\0")
+        found.append(dict(word.split("=", 1) for word in words if "=" in word))
     return [one for one in found if name in one]
 
 
@@ -77,60 +95,56 @@ def children(pid: int) -> set[int]:
     return {int(word) for word in _read(f"/proc/{pid}/task/{pid}/children").split()}
 
 
-def command_line(pid: int) -> bytes:
-    """A process's words, NUL-separated; empty if it is gone."""
-    return _read(f"/proc/{pid}/cmdline")
+def with_descendants(pids: Iterable[int]) -> set[int]:
+    """These, their children, theirs, and so on."""
+    children: dict[int, list[int]] = {}
+    for pid in _all():
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        if fields:
+            children.setdefault(int(fields[1]), []).append(pid)
+    found, queue = set[int](), list(pids)
+    while queue:
+        pid = queue.pop()
+        found.add(pid)
+        queue += children.get(pid, [])
+    return found
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far, without its children's."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def command_line(pid: int) -> list[str]:
+    """A process's words; empty if it is gone."""
+    return _read(f"/proc/{pid}/cmdline").decode(errors="replace").split("\0")[:-1]
 
 
-def memory(pid: int) -> dict[str, float]:
-    """Resident and proportional set size in MB (10^6 bytes)."""
-    sizes = {}
-    for line in _read(f"/proc/{pid}/smaps_rollup").decode().splitlines():
-        name, _, rest = line.partition(":")
-        if name in ("Rss", "Pss"):
-            sizes[name] = int(rest.split()[0]) * 1024 / 1e6
-    return sizes
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Processor time of all threads of these processes so far, to the nanosecond."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                total += int((_read(f"/proc/{pid}/task/{thread}/schedstat") or b"0").split()[0])
+    return total / 1e9
 
 
-@dataclass(frozen=True)
-class Succession:
-    """A kill -9, in seconds from the kill: the death, and the exec of the successor."""
+def memory(pids: Iterable[int], kind: str = "Pss") -> float:
+    """Of all these together, in MB (10^6 bytes): ``Pss``, where what several processes share
+    counts in parts, or ``Rss``.
+    """
+    total = 0
+    for pid in pids:
+        for line in _read(f"/proc/{pid}/smaps_rollup").decode().splitlines():
+            name, _, rest = line.partition(":")
+            if name == kind:
+                total += int(rest.split()[0]) * 1024
+    return total / 1e6
 
-    died: float
-    """When the kernel reports it: to free a model's memory takes it a while."""
-    replaced: float
-    successor: int
 
-
-def kill_and_await_successor(parent: int, pid: int) -> Succession:
-    """kill -9, and wait until a new child of ``parent`` runs the same command line."""
-    wanted, before = command_line(pid), children(parent)
-    pidfd = os.pidfd_open(pid)
-    try:
-        began = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
-        died = None
-        while (now := time.monotonic() - began) < _PATIENCE:
-            if died is None and select.select([pidfd], [], [], 0)[0]:
-                died = now
-            for child in children(parent) - before:
-                # Until it has called exec, a child shows the command line of its parent.
-                if command_line(child) == wanted:
-                    replaced = time.monotonic() - began
-                    return Succession(died or replaced, replaced, child)
-            time.sleep(_TIGHT)
-    finally:
-        os.close(pidfd)
-    raise RuntimeError(f"no successor within {_PATIENCE:g} s for {wanted!r}")
+def _all() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
 
 
 def _read(path: str) -> bytes:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path, "rb") as stream:
-        return stream.read()
-    return b""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""

@@ -63,6 +63,9 @@ def _print_notes(cluster: dict[str, Any]) -> None:
     """What somebody should do something about."""
     for text in cluster["failed"]:
         print(f"! {' '.join(text.split())}")
+    for one in cluster["templates"]:
+        if one["state"] == "failed":
+            print(f"! {one['name']} has failed, processes start cold: {one['reason']}")
     if cluster["problems"]:
         print("! the file is not applied, the cluster goes on with the last good one:")
         print("\n".join(f"  {problem}" for problem in cluster["problems"]))

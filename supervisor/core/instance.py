@@ -91,6 +91,23 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """What a process can be forked from that has imported all it needs: the warm launcher.
+
+    Equal ones are one process.
+    """
+
+    kind: str
+    """What it imports: see ``fastchat/entry/template.py``."""
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = field(repr=False)
+    """What an import may look at; the rest a forked process is given of its own."""
+
+    def __str__(self) -> str:
+        return f"template for {self.kind}s"
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceSpec:
     """One running copy of a service, ready to be launched."""
 
@@ -134,6 +151,13 @@ class InstanceSpec:
     """Replicas of its service that may be taken away at a time to start their successors."""
     beside: InstanceSpec | None = None
     """The same under another name and port, for a surge; None: no name or port is to be had."""
+    warmth: str = "auto"
+    """What the file says of its next start: warm, cold or auto."""
+    template: Template | None = None
+    """What its process is forked from; None: it is always started as a program."""
+    weights: int = 0
+    """Bytes of its model's weights on disk, as last seen; 0: none, or nobody knows. A hint, which
+    says nothing of how it is started."""
     secret_input: bytes | None = field(default=None, repr=False)
     """Written to its stdin and closed; how secrets reach it outside argv and environment."""
 

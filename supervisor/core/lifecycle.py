@@ -185,6 +185,7 @@ class Spawned:
     run: int
     pid: int
     born: int = 0
+    how: str = "started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +453,7 @@ def _spawned(status: Status, event: Spawned, at: _Moment) -> Step:
         case State.STARTING if at.spec.startup is None:
             return _answered(alive, "it runs, and has no startup probe", at)
         case State.STARTING:
-            alive = replace(alive, reason=f"started as pid {event.pid}, not ready yet")
+            alive = replace(alive, reason=f"{event.how} as pid {event.pid}, not ready yet")
             return alive, (StartProbes(status.run, (Check.STARTUP,)),)
         case State.STOPPING:
             # Asked to stop between the decision to spawn it and its first breath.
@@ -773,7 +774,7 @@ def _begin_stop(
 
 def _terminate(status: Status, at: _Moment) -> Step:
     status = replace(status, stage=Stage.TERM)
-    effects = (Signal(Stage.TERM),) if status.pid is not None else ()
+    effects = (Signal(Stage.TERM),)  # also to what is about to start, which then may not
     grace = at.spec.stop_grace
     if at.spec.in_rotation and status.fault is not None:
         grace = min(grace, FAULT_GRACE)
@@ -803,7 +804,7 @@ def _escalate(status: Status, at: _Moment, interrupt_grace: float = INTERRUPT_GR
         text = status.reason if known else f"{_DEAF}: stuck in the kernel, or being debugged"
     status = replace(status, stage=stage, reason=text)
     grace = interrupt_grace if stage is Stage.INT else KILL_GRACE
-    effects: tuple[Effect, ...] = (Signal(stage),) if status.pid is not None else ()
+    effects: tuple[Effect, ...] = (Signal(stage),)
     if stuck and status.pid is not None:
         effects += (FindBlockers(status.run),)
     return _with_timer(status, grace, at), effects

@@ -73,6 +73,6 @@ def _change(target: InstanceSpec, running: InstanceSpec | None) -> Change:
 
 def changed_settings(running: InstanceSpec, form: InstanceSpec) -> list[str]:
     """What is another way of supervising it. Its command line counts when it is started again."""
-    later = {"argv", "env", "beside", "secret_input"}
+    later = {"argv", "env", "beside", "template", "secret_input", "weights"}
     names = (one.name for one in fields(form) if one.name not in later)
     return [name for name in names if getattr(running, name) != getattr(form, name)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from supervisor.core.instance import InstanceSpec, Role
 from supervisor.core.lifecycle import State, Status
+from supervisor.core.order import StartLimit, takes_a_place
 from supervisor.core.plan import candidates, form_of
 
 ROLLOUT_TRIES = 3
@@ -127,13 +128,18 @@ def next_steps(
     wanted: Mapping[str, InstanceSpec],
     members: Sequence[Member],
     histories: Mapping[str, History],
+    limit: StartLimit | None = None,
 ) -> list[Step]:
-    """All that can be done now. Nothing to do is an empty list, and doing it leads nearer there."""
+    """All that can be done now. Nothing to do is an empty list, and doing it leads nearer there.
+
+    ``limit`` is how many workers may be starting at once; None: any number.
+    """
     moving = _moving(wanted, members, histories)
     if not moving and not any(one.leaving or one.spec.slot not in wanted for one in members):
         return []
     slots = _slots(moving, wanted, members, histories)
     places = _Places(slots, moving, wanted, members)
+    starts = _Starts(slots, moving, members, places, limit)
     steps: list[Step] = [Forget(one.name) for one in members if _is_gone(one)]
     for member in members:
         if member.leaving and member.status.wanted and not _is_gone(member):
@@ -146,7 +152,7 @@ def next_steps(
     for slot in slots:
         services.setdefault(slot.target.service, []).append(slot)
     for group in services.values():
-        steps += _of_service(group, places)
+        steps += _of_service(group, places, starts)
     needed = _needed_controllers(slots, members)
     steps = [one for one in steps if not isinstance(one, Retire) or one.instance not in needed]
     return list(_without_collisions(steps, places))
@@ -254,6 +260,11 @@ class _Slot:
         """It has one instance more than it should, if only until that has stopped."""
         return len(self.live) + len(self.leaving) > 1
 
+    @property
+    def starts_soon(self) -> bool:
+        """Something is to start here that is only waited for, if by nothing but its turn."""
+        return not self.live or any(_waits_its_turn(one) for one in self.live)
+
     def free(self) -> InstanceSpec | None:
         """A form of the target whose name nobody has."""
         taken = {one.name for one in (*self.live, *self.leaving)}
@@ -289,6 +300,11 @@ def _moving(
     if not services:
         return {}
     return {slot: target for slot, target in wanted.items() if target.service in services}
+
+
+def _waits_its_turn(one: Member) -> bool:
+    awaited = (State.STOPPED, State.STOPPING)
+    return one.status.wanted and one.state in awaited and not one.leaving
 
 
 def _is_at_rest(one: Member, target: InstanceSpec, history: History | None) -> bool:
@@ -389,7 +405,7 @@ def _failure(target: InstanceSpec, history: History) -> Failure | None:
     return history.failure if history.failure.launch == target.launch else None
 
 
-def _of_service(slots: Sequence[_Slot], places: _Places) -> Iterator[Step]:
+def _of_service(slots: Sequence[_Slot], places: _Places, starts: _Starts) -> Iterator[Step]:
     replaceable: list[tuple[_Slot, Member]] = []
     returning: list[_Slot] = []
     for slot in slots:
@@ -411,7 +427,7 @@ def _of_service(slots: Sequence[_Slot], places: _Places) -> Iterator[Step]:
                 replaceable.append((slot, base))
             elif base.state is State.STARTING:  # it serves nobody yet
                 yield Retire(base.name, "its successor starts instead")
-    yield from _take_turns(slots, returning, replaceable, places)
+    yield from _take_turns(slots, returning, replaceable, places, starts)
 
 
 def _fill(slot: _Slot) -> Iterator[Step]:
@@ -455,6 +471,7 @@ def _take_turns(
     returning: Sequence[_Slot],
     replaceable: Sequence[tuple[_Slot, Member]],
     places: _Places,
+    starts: _Starts,
 ) -> Iterator[Step]:
     """Replace serving instances: as few at a time as their service asks for."""
     failed = any(slot.failure for slot in slots)
@@ -486,7 +503,7 @@ def _take_turns(
         short = missing - places.waiting if name in places.awaited else missing
         if base.state is not State.READY:
             yield Retire(base.name, "its successor starts in its place")
-        elif len(short) + taken < slot.target.max_unavailable:
+        elif len(short) + taken < slot.target.max_unavailable and starts.take(slot.target):
             taken += 1
             yield Retire(base.name, "its successor starts in its place")
 
@@ -595,6 +612,43 @@ class _Places:
                 yield member
         for gpu in spec.gpus:
             yield from (one for one in self._holders.get(gpu, ()) if one.spec.slot != spec.slot)
+
+
+class _Starts:
+    """The workers that are starting, or about to: who serves is not taken away for a successor that
+    would only wait for a place among them."""
+
+    def __init__(
+        self,
+        slots: Sequence[_Slot],
+        moving: Collection[str],
+        members: Sequence[Member],
+        places: _Places,
+        limit: StartLimit | None,
+    ) -> None:
+        self._limit = limit
+        self._sizes = [one.spec.weights for one in members if takes_a_place(one.spec, one.status)]
+        self._sizes += [
+            slot.target.weights
+            for slot in slots
+            if slot.target.role is Role.WORKER
+            and slot.starts_soon
+            and slot.target.slot not in places.waits  # or they would wait for each other
+        ]
+        self._sizes += [
+            one.spec.weights
+            for one in members
+            if one.spec.role is Role.WORKER and one.spec.slot not in moving and _waits_its_turn(one)
+        ]
+
+    def take(self, spec: InstanceSpec) -> bool:
+        """Whether it can be started as soon as it may; if so, its place is taken."""
+        if self._limit is None or spec.role is not Role.WORKER:
+            return True
+        if not self._limit.admits(self._sizes, spec.weights):
+            return False
+        self._sizes.append(spec.weights)
+        return True
 
 
 def _wants_port_of(spec: InstanceSpec, member: Member) -> bool:

@@ -12,8 +12,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from ssl import SSLContext
@@ -47,6 +47,7 @@ from supervisor.runtime.blockers import blockers
 from supervisor.runtime.listeners import listen
 from supervisor.runtime.logs import follow, last_words, recent
 from supervisor.runtime.safewrite import WriteError
+from supervisor.runtime.templates import Sight
 from supervisor.spec.checks import tls_context
 from supervisor.spec.editing.tree import EditError
 from supervisor.spec.model import Control
@@ -79,6 +80,7 @@ class Daemon:
     log_path: Callable[[str], Path]
     tree_of: Callable[[str], list[int]]
     """Pids of an instance's processes."""
+    templates: Callable[[], Sequence[Sight]]
     reloader: Reloader
     upgrades: int
     upgrade: Callable[[], Awaitable[None]]
@@ -120,6 +122,7 @@ async def get_status(daemon: Daemon, request: web.Request) -> views.StatusView:
             problems=[str(problem) for problem in daemon.reloader.problems],
             under_way=progress.under_way,
             failed=progress.failed,
+            templates=[views.TemplateView(**asdict(one)) for one in daemon.templates()],
         ),
         instances=[_instance(daemon, name) for name in daemon.reconciler.specs],
     )
@@ -406,7 +409,10 @@ def _reason(daemon: Daemon, name: str, status: Status) -> str:
         waits = daemon.reconciler.waiting_for(name)
         if blocked := daemon.reconciler.blocked_by(name):
             return f"waiting for {', '.join(blocked)}, which does not come by itself"
-        return f"waiting for {', '.join(waits)}" if waits else status.reason
+        if waits:
+            return f"waiting for {', '.join(waits)}"
+        held_back = daemon.reconciler.held_back(name)
+        return f"waits: {held_back}" if held_back else status.reason
     if status.state is State.STARTING and status.detail:
         return f"{status.reason} ({status.detail})"
     return status.reason
@@ -420,7 +426,14 @@ def _why(daemon: Daemon, name: str) -> views.WhyView:
     failure = None if reconciler.is_leaving(name) else reconciler.failure(spec.slot)
     left = blockers(daemon.tree_of(name)) if _is_asked_to_end(status) else []
     sentences = explain(
-        spec, status, reconciler.waiting_for(name), blocked, failure, left=left, now=now
+        spec,
+        status,
+        reconciler.waiting_for(name),
+        blocked,
+        failure,
+        held_back=reconciler.held_back(name),
+        left=left,
+        now=now,
     )
     healthy = status.state in (State.READY, State.STOPPED) and not status.restarts
     words_of = failure.instance if failure else None if healthy else name

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from supervisor.core.instance import InstanceSpec
+from supervisor.core.order import StartLimit
 from supervisor.daemon import state
 from supervisor.daemon.adoption import Adoption, survey
-from supervisor.daemon.prepare import prepare
+from supervisor.daemon.prepare import prepare, start_limit
 from supervisor.runtime import leftovers, tree
 from supervisor.runtime.leftovers import Leftover
 from supervisor.runtime.rundir import RunDir
@@ -23,6 +24,7 @@ class Beginning:
     file: ClusterFile
     wanted: dict[str, InstanceSpec]
     """By slot."""
+    limit: StartLimit
     adoption: Adoption | None
     """None: nothing is there, this is a first start."""
     problems: tuple[Problem, ...] = ()
@@ -70,7 +72,8 @@ def begin(
         pids = ", ".join(f"{one.instance} (pid {one.pid})" for one in adoption.unknown)
         notes.append(f"nobody can say how these were started, so they are ended first: {pids}")
     is_first = not known.members and not found
-    return Beginning(read, wanted, None if is_first else adoption, notes=tuple(notes))
+    limit = start_limit(read.cluster)
+    return Beginning(read, wanted, limit, None if is_first else adoption, notes=tuple(notes))
 
 
 def _without_file(
@@ -85,7 +88,9 @@ def _without_file(
     adoption = _survey(known, found, noted)
     # Who is not known now may be known once the file is mended, by the next supervisor.
     adoption = replace(adoption, unknown=())
-    return Beginning(ClusterFile.none(path), noted, adoption, error.problems, tuple(notes))
+    file = ClusterFile.none(path)
+    limit = start_limit(file.cluster)
+    return Beginning(file, noted, limit, adoption, error.problems, tuple(notes))
 
 
 def _survey(

@@ -12,12 +12,12 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from supervisor.core.diagnosis import CauseClass, Diagnosis, diagnose
-from supervisor.core.instance import InstanceSpec
+from supervisor.core.instance import InstanceSpec, Template
 from supervisor.core.lifecycle import (
     BlockersFound,
     Check,
@@ -36,6 +36,7 @@ from supervisor.runtime.oom import OomKills
 from supervisor.runtime.ports import who_holds
 from supervisor.runtime.processes import Processes
 from supervisor.runtime.progress import VARIABLE, ProgressRecords
+from supervisor.runtime.templates import Templates
 from supervisor.spec.model import Logs
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class LocalEffects:
         self._external_controller = external_controller
         self._progress = progress
         self._deliver = deliver
+        self.templates = Templates(self._start_template)
+        """What instances are forked from."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._oom_kills = OomKills()
         self._ended: dict[str, int | None] = {}
@@ -87,7 +90,21 @@ class LocalEffects:
         if spec.progress is not None:
             record = (VARIABLE, str(self._progress.begin(spec.name)))
             spec = replace(spec, env=(*spec.env, record))
-        self._processes.spawn(spec, run, functools.partial(self._open_log, spec))
+        open_log = functools.partial(self._open_log, spec.name, spec.argv)
+        self._processes.spawn(spec, run, open_log, self.templates)
+
+    def _start_template(
+        self,
+        name: str,
+        template: Template,
+        variables: Mapping[str, str],
+        descriptor: int,
+        exited: Callable[[int], None],
+    ) -> int:
+        open_log = functools.partial(self._open_log, name, template.argv)
+        return self._processes.start_template(
+            name, template, open_log, variables, descriptor, exited
+        )
 
     def adopt(self, spec: InstanceSpec, status: Status) -> None:
         assert status.pid is not None
@@ -157,6 +174,9 @@ class LocalEffects:
     def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None:
         self._processes.keep_listening(addresses)
 
+    def keep_templates(self, templates: Collection[Template]) -> None:
+        self.templates.keep(templates)
+
     def configure(
         self, logs: Logs, external_controller: str | None, instances: Collection[str]
     ) -> None:
@@ -184,16 +204,17 @@ class LocalEffects:
     async def close(self) -> None:
         """End all that runs in the background."""
         self._oom_kills.close()
+        await self.templates.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for close in self._closers:
             await close()
 
-    def _open_log(self, spec: InstanceSpec) -> int:
+    def _open_log(self, name: str, argv: Sequence[str]) -> int:
         settings = self._log_settings
-        output = self._logs.open(spec.name, max_bytes=settings.max_size, keep=settings.keep)
-        self._logs.mark(spec.name, f"starting {shlex.join(spec.argv)}")
+        output = self._logs.open(name, max_bytes=settings.max_size, keep=settings.keep)
+        self._logs.mark(name, f"starting {shlex.join(argv)}")
         return output
 
     async def _drain(self, spec: InstanceSpec, run: int) -> None:

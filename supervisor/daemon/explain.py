@@ -26,6 +26,7 @@ def explain(
     blocked_by: Mapping[str, State] | None = None,
     failure: Failure | None = None,
     *,
+    held_back: str | None = None,
     left: Sequence[object] = (),
     now: float,
 ) -> list[str]:
@@ -33,8 +34,8 @@ def explain(
 
     ``waiting_for`` names the services that it depends on and that are not ready; ``blocked_by``
     the instances among and behind them that do not come by themselves, with their states;
-    ``failure`` is a rollout that was given up; ``left`` describes the processes of one that is to
-    end.
+    ``failure`` is a rollout that was given up; ``held_back`` says why it has no place among those
+    that are starting; ``left`` describes the processes of one that is to end.
     """
     waits = status.state is State.STOPPED and status.wanted
     blocked_by = blocked_by or {}
@@ -59,7 +60,7 @@ def explain(
             "`llm-supervisor reload`."
         )
     if waits:
-        sentences.append(_next_start(waiting_for, blocked_by))
+        sentences.append(_next_start(waiting_for, blocked_by, held_back))
     else:
         sentences.append(_next(spec, status, now))
     return sentences
@@ -75,7 +76,9 @@ def _blockade(waiting_for: Sequence[str], blocked_by: Mapping[str, State]) -> st
     return f"It waits for {chain}{', and for '.join(culprits)}."
 
 
-def _next_start(waiting_for: Sequence[str], blocked_by: Mapping[str, State]) -> str:
+def _next_start(
+    waiting_for: Sequence[str], blocked_by: Mapping[str, State], held_back: str | None
+) -> str:
     if blocked_by:
         cause = "mend the cause, then " if State.FAILED in blocked_by.values() else ""
         start = f"`llm-supervisor start {' '.join(blocked_by)}`"
@@ -83,6 +86,8 @@ def _next_start(waiting_for: Sequence[str], blocked_by: Mapping[str, State]) -> 
     if waiting_for:
         verb = "is" if len(waiting_for) == 1 else "are"
         return f"Next: it starts when {_listed(waiting_for)} {verb} ready."
+    if held_back:
+        return f"Next: it starts when there is a place: {held_back}."
     return "Next: it starts."
 
 

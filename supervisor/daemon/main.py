@@ -140,7 +140,9 @@ class _Running:
             deliver=self._deliver,
         )
         self._keeper = Keeper(run_dir, lambda: self._reconciler.known)
-        self._reconciler = Reconciler(wanted, self._effects, self._journal, self._keeper.noted)
+        self._reconciler = Reconciler(
+            wanted, self._effects, self._journal, self._keeper.noted, self._beginning.limit
+        )
         self._reloader = Reloader(
             file, wanted, self._reconciler, self._effects, self._journal, run_dir, environ
         )
@@ -197,7 +199,8 @@ class _Running:
             raise RunDirError(f"cannot start the log writer: {error}") from None
         adoption = self._beginning.adoption
         there = {one.name for one in adoption.known.members} if adoption else set()
-        for name in self._logs.names - self._beginning.wanted.keys() - there:
+        templates = {name for name in self._logs.names if "~template" in name}
+        for name in self._logs.names - self._beginning.wanted.keys() - there - templates:
             self._logs.forget(name)
 
     def _watch_log_writer(self, pid: int) -> None:
@@ -269,6 +272,7 @@ class _Running:
                 started=self._started,
                 log_path=self._logs.path,
                 tree_of=self._processes.tree_of,
+                templates=self._effects.templates.look,
                 reloader=self._reloader,
                 upgrades=self._upgrades,
                 upgrade=self._upgrade,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from supervisor.core.instance import InstanceSpec
+from supervisor.core.order import StartLimit
 from supervisor.core.plan import candidates
 from supervisor.core.ports import NoPortLeft, assign
 from supervisor.fastchat import roles
+from supervisor.runtime import memory
 from supervisor.runtime.ports import why_taken
 from supervisor.spec.load import ClusterFile
+from supervisor.spec.model import Cluster
 from supervisor.spec.problems import Path as Place
 
 
@@ -30,6 +34,22 @@ def ports_of(specs: Iterable[InstanceSpec]) -> dict[str, int]:
     """What the next run is to remember."""
     forms = (form for spec in specs for form in candidates(spec))
     return {form.name: form.port for form in forms if form.port is not None}
+
+
+def start_limit(cluster: Cluster) -> StartLimit:
+    """How many workers may be starting at once; `auto` is worked out for the machine as it is now.
+
+    An import keeps a core busy, and loading brings a model's weights into memory, if only on their
+    way to a GPU.
+    """
+    if cluster.max_parallel_starts != "auto":
+        return StartLimit(cluster.max_parallel_starts)
+    cores = len(os.sched_getaffinity(0))
+    return StartLimit(max(_LEAST_STARTS, cores), memory.available())
+
+
+_LEAST_STARTS = 2
+"""While one waits for the disk, another one can import."""
 
 
 class _Ports:

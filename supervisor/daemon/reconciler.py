@@ -17,7 +17,7 @@ from typing import Protocol
 from supervisor.core import lifecycle
 from supervisor.core.cluster import ClusterState, cluster_state
 from supervisor.core.diagnosis import CauseClass
-from supervisor.core.instance import InstanceSpec, Role
+from supervisor.core.instance import InstanceSpec, Role, Template
 from supervisor.core.lifecycle import (
     RUNNING,
     Adjusted,
@@ -44,7 +44,15 @@ from supervisor.core.lifecycle import (
     StopRequested,
     TimerFired,
 )
-from supervisor.core.order import blocked, startable, stoppable, waiting_for
+from supervisor.core.order import (
+    StartLimit,
+    blocked,
+    held_back,
+    startable,
+    stoppable,
+    takes_a_place,
+    waiting_for,
+)
 from supervisor.core.plan import changed_settings, form_of
 from supervisor.core.resume import resume
 from supervisor.core.rollout import (
@@ -91,6 +99,7 @@ class Effects(Protocol):
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None: ...
     def forget(self, spec: InstanceSpec) -> None: ...
     def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None: ...
+    def keep_templates(self, templates: Collection[Template]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +125,8 @@ class Want:
     reasons: Mapping[str, str]
     retry: bool = False
     """Try again what was given up."""
+    limit: StartLimit | None = None
+    """How many workers may be starting at once; None: any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +170,10 @@ class Reconciler:
         effects: Effects,
         journal: Journal,
         noted: Callable[[], None] = lambda: None,
+        limit: StartLimit | None = None,
     ) -> None:
         self._wanted = dict(specs)
+        self._limit = limit
         self._reasons: Mapping[str, str] = {}
         self._specs = dict(specs)
         self._statuses = {name: Status() for name in specs}
@@ -191,6 +204,8 @@ class Reconciler:
         self._cluster_state = ClusterState.STARTING
         self._blocked: dict[str, list[str]] | None = None
         """Asked of every instance after every change by those who wait; None: work it out anew."""
+        self._held_back: dict[str, str] | None = None
+        """The same of who waits for a place among those that are starting, and why."""
         self._changed = asyncio.Event()
         self._asking = asyncio.Lock()
         self.changes = 0
@@ -250,6 +265,12 @@ class Reconciler:
     def waiting_for(self, name: str) -> list[str]:
         """Services that it depends on and that are not ready."""
         return waiting_for(self._specs[name], self._entries(), self._expected())
+
+    def held_back(self, name: str) -> str | None:
+        """Why it is not started though all that it depends on is ready: a clause for people."""
+        if self._held_back is None:
+            self._held_back = held_back(self._entries(), self._expected(), self._limit)
+        return self._held_back.get(name)
 
     def blocked_by(self, name: str) -> list[str]:
         """Instances that it waits for, and that do not come unless a person starts them."""
@@ -359,6 +380,7 @@ class Reconciler:
 
         False: a ``HandOver`` has come, and no message is left to handle; call it again to go on.
         """
+        self._keep_templates()
         while True:
             if self._inbox.empty():
                 if self._dirty:
@@ -446,8 +468,10 @@ class Reconciler:
             slot: before[slot] if before.get(slot) == spec else spec
             for slot, spec in wish.specs.items()
         }
+        self._limit = wish.limit
         self._reasons = {**self._reasons, **wish.reasons}
         self._dirty = self._changing = True
+        self._keep_templates()
         if wish.retry:
             for slot, history in self._histories.items():
                 self._histories[slot] = replace(history, failure=None)
@@ -559,13 +583,14 @@ class Reconciler:
         while self._dirty:
             self._dirty = False
             if not self._going_down:
-                for step in next_steps(self._wanted, self.members, self._histories):
+                for step in next_steps(self._wanted, self.members, self._histories, self._limit):
                     self._take(step)
             for name in list(stoppable(self._entries())):
                 self._apply(name, DependentsStopped())
             if not self._going_down:
-                for name in list(startable(self._entries(), self._expected())):
+                for name in list(startable(self._entries(), self._expected(), self._limit)):
                     self._apply(name, DependenciesReady())
+        self._held_back = None
         self._keep_listening()
         state = self._state()
         if state is not self._cluster_state:
@@ -585,6 +610,12 @@ class Reconciler:
             self._listening = addresses
             with _surviving("the cluster", addresses):
                 self._effects.keep_listening(addresses)
+
+    def _keep_templates(self) -> None:
+        """They import while the instances wait for something else."""
+        templates = dict.fromkeys(s.template for s in self._wanted.values() if s.template)
+        with _surviving("the cluster", "templates"):
+            self._effects.keep_templates(list(templates))
 
     def _state(self) -> ClusterState:
         staying = [st for name, st in self._statuses.items() if name not in self._leaving]
@@ -610,6 +641,8 @@ class Reconciler:
             self._blocked = None
         if lifecycle.on_probation(after) is not lifecycle.on_probation(before):
             self._dirty = True
+        if takes_a_place(spec, after) is not takes_a_place(spec, before):
+            self._dirty = True  # another may start
         if after.hopeless != before.hopeless:
             self._dirty = True  # a rollout may have to be given up
         if after.run != before.run:

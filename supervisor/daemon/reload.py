@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from supervisor.core.cluster import ClusterState
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State
+from supervisor.core.order import StartLimit
 from supervisor.daemon.effects import LocalEffects
 from supervisor.daemon.journal import Journal
-from supervisor.daemon.prepare import ports_of, prepare
+from supervisor.daemon.prepare import ports_of, prepare, start_limit
 from supervisor.daemon.reconciler import Reconciler, Want
 from supervisor.runtime.rundir import RunDir, RunDirError
 from supervisor.spec.load import ClusterFile, load, load_text
@@ -37,6 +38,9 @@ class Reload:
     changed: bool
     number: int
     plan: PlanView
+
+
+Prepared = tuple[ClusterFile, dict[str, InstanceSpec], StartLimit]
 
 
 @dataclass
@@ -66,7 +70,7 @@ class Reloader:
         async with self._lock, self.around():
             number = self.journal.number
             try:
-                file, wanted = await self._prepare(None)
+                file, wanted, limit = await self._prepare(None)
             except SpecError as error:
                 self.tell_problems(error.problems)
                 self.read(self.file, error.named)
@@ -76,7 +80,7 @@ class Reloader:
             self._tell_mended()
             plan = self._planned(file, wanted)
             changed = bool(changes_of(plan))
-            self._apply(file, wanted, plan, retry=retry)
+            self._apply(file, wanted, limit, plan, retry=retry)
             return Reload(changed, number, plan)
 
     async def reload_quietly(self) -> None:
@@ -92,12 +96,12 @@ class Reloader:
 
     async def plan(self, text: str | None = None) -> PlanView:
         """What the file as it is now (or ``text`` in its place) would change. Raises SpecError."""
-        file, wanted = await self._prepare(text)
+        file, wanted, _ = await self._prepare(text)
         return self._planned(file, wanted)
 
     # ------------------------------------------------------------ steps
 
-    async def _prepare(self, text: str | None) -> tuple[ClusterFile, dict[str, InstanceSpec]]:
+    async def _prepare(self, text: str | None) -> Prepared:
         while True:
             running = self._ports_in_use()
             try:
@@ -118,14 +122,13 @@ class Reloader:
             if one.spec.port is not None and one.state is not State.STOPPED
         }
 
-    def _prepared(
-        self, text: str | None, running: Mapping[str, int]
-    ) -> tuple[ClusterFile, dict[str, InstanceSpec]]:
+    def _prepared(self, text: str | None, running: Mapping[str, int]) -> Prepared:
         """Runs in a thread of its own: it touches nothing that the reconciler has."""
         path = self.file.path
         file = load(path, self.environ) if text is None else load_text(text, path, self.environ)
         remembered = self.run_dir.remembered_ports()
-        return file, prepare(file, remembered, self.environ, running=running)
+        wanted = prepare(file, remembered, self.environ, running=running)
+        return file, wanted, start_limit(file.cluster)
 
     def _planned(self, file: ClusterFile, wanted: Mapping[str, InstanceSpec]) -> PlanView:
         """Against what is wanted until now, and not what is there: a change that is under way, or
@@ -135,7 +138,13 @@ class Reloader:
         return planned(self.wanted, wanted, self.file, file)
 
     def _apply(
-        self, file: ClusterFile, wanted: dict[str, InstanceSpec], plan: PlanView, *, retry: bool
+        self,
+        file: ClusterFile,
+        wanted: dict[str, InstanceSpec],
+        limit: StartLimit,
+        plan: PlanView,
+        *,
+        retry: bool,
     ) -> None:
         from supervisor.daemon.planning import at_next_up, changes_of
 
@@ -164,7 +173,7 @@ class Reloader:
         except RunDirError as error:
             log.warning("%s", error)  # the next start may give out other ports, no more
         reasons = {change.instance: change.reason for change in changes}
-        self.reconciler.post(Want(wanted, reasons, retry))
+        self.reconciler.post(Want(wanted, reasons, retry, limit))
 
     def tell_problems(self, problems: tuple[Problem, ...]) -> None:
         """The file cannot be applied; told once."""

@@ -198,7 +198,7 @@ def _bare_history(history: History) -> History:
 
 
 def _bare(spec: InstanceSpec) -> InstanceSpec:
-    return replace(spec, argv=(), env=(), secret_input=None, beside=None)
+    return replace(spec, argv=(), env=(), template=None, secret_input=None, beside=None)
 
 
 # ---------------------------------------------------------------- going on

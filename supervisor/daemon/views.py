@@ -11,6 +11,25 @@ class View(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, defer_build=True)
 
 
+class TemplateView(View):
+    """A process that others are forked from, instead of being started (`launch`)."""
+
+    name: str
+    """That of its log."""
+    kind: Literal["worker", "server"]
+    """What it has imported."""
+    python: str
+    """Its interpreter."""
+    pid: int | None
+    """Process id, while it runs."""
+    state: Literal["importing", "ready", "failed"]
+    """`failed`: until it is there again, processes are started cold."""
+    reason: str
+    """Why it has failed."""
+    forks: int
+    """Processes that have been forked from this very one."""
+
+
 class ClusterView(View):
     """The cluster as a whole."""
 
@@ -38,6 +57,8 @@ class ClusterView(View):
     """What of the last change is not in service yet."""
     failed: list[str]
     """What of it cannot be, and why."""
+    templates: list[TemplateView]
+    """What instances are forked from."""
 
 
 class InstanceView(View):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from supervisor.core.instance import (
     RestartPolicy,
     Role,
     Startup,
+    Template,
 )
-from supervisor.fastchat import flags
+from supervisor.fastchat import flags, weights
 from supervisor.fastchat.gpus import deal, gpus_per_replica
 from supervisor.spec import model as spec
 from supervisor.spec.load import ClusterFile
@@ -32,6 +34,11 @@ ENTRY = Path(__file__).parent / "entry"
 
 _QUICK_LIVENESS = {"timeout": 5.0}
 """A controller or API server answers in milliseconds."""
+
+_LARGE = 256 * 2**20
+"""Bytes of weights from which on it pays to read them ahead."""
+_COMMAND_INTERVAL = 0.05
+"""Seconds between two questions to a start, unless the file says so, where each is a process."""
 
 _VISIBLE_DEVICES = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
@@ -129,6 +136,7 @@ class _Expansion:
         self._base = file.base
         self._ports = ports
         self._environ = environ
+        self._found: dict[str, weights.Weights] = {}
         self._controller = controller_address(file.cluster)
         self._needs_controller = ("controller",) if has_own_controller(file.cluster) else ()
         workers = {_url(worker.host, 0) for worker in file.cluster.workers.values()}
@@ -252,6 +260,7 @@ class _Expansion:
         share = gpus_per_replica(worker)
         gpus = deal(worker.gpus, share, i) if worker.gpus and share else ()
         models, model_path, paths = self._models(service, worker)
+        found = self._weights(service, worker, (model_path, *paths))
 
         def words(port: int, address: str, controller: str, models: tuple[str, ...]) -> list[str]:
             return flags.worker_flags(
@@ -290,7 +299,22 @@ class _Expansion:
             surge=surges(worker),
             max_unavailable=worker.max_unavailable,
             beside=second,
+            hints=_read_ahead(found),
+            weights=found.size,
         )
+
+    def _weights(
+        self, service: str, worker: spec.Worker, models: Iterable[str | None]
+    ) -> weights.Weights:
+        """Of all models of a worker; the disk is looked at once for all its replicas."""
+        if isinstance(worker, spec.HuggingfaceApiWorker):
+            return weights.Weights()  # they are elsewhere, and its path is that of a list
+        if service not in self._found:
+            environ = {**self._environ, **self._cluster.env, **worker.env}
+            revision = getattr(worker, "revision", None)
+            here = (one for one in models if one is not None)
+            self._found[service] = weights.weights_of(here, environ, revision)
+        return self._found[service]
 
     def _is_renamable(self, worker: spec.Worker) -> bool:
         """Whether the model's names can change while its process runs.
@@ -345,6 +369,7 @@ class _Expansion:
         surge: bool = False,
         max_unavailable: int = 1,
         beside: InstanceSpec | None = None,
+        weights: int = 0,
         secret_input: bytes | None = None,
     ) -> InstanceSpec:
         given = {**self._cluster.env, **entry.env}
@@ -353,6 +378,9 @@ class _Expansion:
         # Without NO_PROXY, which follows the hosts of all workers: one more is no reason to
         # restart the others.
         launch = _digest(launched_as or argv, sorted(variables.items()), cwd, secret_input)
+        template = None
+        if isinstance(entry, spec.PythonService):
+            template = self._template(entry, Path(argv[1]).stem, variables)
         variables |= hints or {}
         variables |= _no_proxy({**self._environ, **given}, self._hosts)
         return InstanceSpec(
@@ -387,8 +415,26 @@ class _Expansion:
             surge=surge,
             max_unavailable=max_unavailable,
             beside=beside,
+            warmth=getattr(entry, "launch", "cold"),
+            template=template,
+            weights=weights,
             secret_input=secret_input,
         )
+
+    def _template(
+        self, entry: spec.PythonService, module: str, variables: Mapping[str, str]
+    ) -> Template | None:
+        """What its process is forked from; one template for all that import the same in the same
+        environment."""
+        kind = _TEMPLATES.get(module)
+        device = getattr(entry, "device", "cuda")
+        if kind is None or entry.launch == "cold":
+            return None
+        if entry.launch == "auto" and device not in _FORK_SAFE_DEVICES:
+            return None
+        seen = {name: value for name, value in variables.items() if not _is_seen_late(name)}
+        argv = (self._python(entry), str(ENTRY / "template.py"), kind)
+        return Template(kind, argv, tuple(sorted(seen.items())))
 
     def _entry(self, module: str, service: spec.PythonService, words: list[str]) -> tuple[str, ...]:
         return (self._python(service), str(ENTRY / f"{module}.py"), *words, *service.args)
@@ -432,6 +478,24 @@ _WORKER_ENV = {
 }
 
 
+_TEMPLATES = {
+    "model_worker": "worker",
+    "multi_model_worker": "worker",
+    "controller": "server",
+    "openai_api_server": "server",
+}
+"""Kind of template (`entry/template.py`) by entry module; all others are always started cold."""
+_FORK_SAFE_DEVICES = ("cpu", "cuda")
+"""torch imports nothing of these that would not survive a fork; for others nobody has looked."""
+_SEEN_LATE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NO_PROXY", "no_proxy")
+
+
+def _is_seen_late(name: str) -> bool:
+    """Whether no import looks at this variable: CUDA's count when it starts, proxies at a request,
+    and ours belong to our own modules."""
+    return name in _SEEN_LATE or name.startswith("LLM_SUPERVISOR_")
+
+
 def _digest(*parts: object) -> str:
     """Not only for our own eyes: a secret must not be guessed from it, hence not cut short."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -442,6 +506,12 @@ def _contents(worker: spec.Worker, paths: Iterable[str]) -> Iterator[str]:
     if isinstance(worker, spec.HuggingfaceApiWorker):
         for path in map(Path, paths):
             yield path.read_text("utf-8", errors="replace") if path.is_file() else ""
+
+
+def _read_ahead(found: weights.Weights) -> dict[str, str]:
+    """What `entry/read_ahead.py` reads; small files are read by the time anybody asks."""
+    is_worth_it = found.size >= _LARGE and not any(os.pathsep in name for name in found.files)
+    return {"LLM_SUPERVISOR_READ_AHEAD": os.pathsep.join(found.files)} if is_worth_it else {}
 
 
 def _names_in(info: Path) -> tuple[str, ...]:
@@ -505,7 +575,9 @@ def _startup(probe: spec.StartupProbe, default: tuple[Question, ...]) -> Startup
         questions = (own, *(question for question in default if question.ask is Ask.GENERATE))
     if not questions:
         return None
-    return Startup(questions, probe.interval, probe.timeout, probe.deadline)
+    is_command = questions[0].ask is Ask.COMMAND and "interval" not in probe.model_fields_set
+    interval = _COMMAND_INTERVAL if is_command else probe.interval
+    return Startup(questions, interval, probe.timeout, probe.deadline)
 
 
 def _progress(worker: spec.Worker, questions: tuple[Question, ...]) -> Progress:

@@ -47,7 +47,7 @@ class Cgroups:
     @classmethod
     def find(cls, environ: Mapping[str, str]) -> Cgroups | None:
         """Where we are; None if that is not cgroup v2, or not delegated to us."""
-        own = _own_group()
+        own = own_group()
         if own is None:
             return None
         base = own.parent if own.name in (_OWN, _CONTROL) else own
@@ -139,7 +139,7 @@ def enter(entry: int) -> None:
         os.write(entry, b"0")
 
 
-def _own_group() -> Path | None:
+def own_group() -> Path | None:
     """The folder of our control group."""
     try:
         with open("/proc/self/cgroup", encoding="utf-8") as stream:

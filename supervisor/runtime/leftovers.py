@@ -20,6 +20,10 @@ BIRTH = "LLM_SUPERVISOR_BIRTH"
 LISTEN_FD = "LLM_SUPERVISOR_LISTEN_FD"
 """Number under which an instance has inherited its listening socket."""
 
+_LEADER = "LLM_SUPERVISOR_LEADER"
+"""Its own pid, in what `/proc` shows of a leader that was forked from a template: what that forks
+shows the same, and has another pid."""
+
 _PIDFD_GETFD = 438
 """System call number, the same on x86-64 and arm64 (pidfd_getfd(2))."""
 
@@ -35,8 +39,9 @@ class Leftover:
     port: int | None
     launch: str
     is_leader: bool
-    """It leads a session as a program of its own, and its parent is no process of this cluster's
-    instances: the leader of its instance, or, seldom, a stray that looks like one."""
+    """It leads a session as a program of its own, or was forked to be one, and its parent is no
+    process of this cluster's instances: the leader of its instance, or, seldom, a stray that looks
+    like one."""
     command: tuple[str, ...]
 
 
@@ -63,9 +68,13 @@ def _look_at(pid: int, instance: str, marks: dict[int, str]) -> Leftover | None:
         run=run,
         port=port,
         launch=launch,
-        is_leader=stat.session == pid and stat.has_executed and stat.parent not in marks,
+        is_leader=stat.session == pid and stat.parent not in marks and _began_as_it(pid, stat),
         command=_command(pid),
     )
+
+
+def _began_as_it(pid: int, stat: tree.Stat) -> bool:
+    return stat.has_executed or tree.variable_of(pid, _LEADER) == str(pid)
 
 
 def _is_of_us(pid: int) -> bool:

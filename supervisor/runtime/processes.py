@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from signal import SIGCHLD, SIGCONT, SIGINT, SIGKILL, SIGTERM, Signals
 
 from supervisor.core.diagnosis import CauseClass
-from supervisor.core.instance import InstanceSpec
+from supervisor.core.instance import InstanceSpec, Template
 from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
 from supervisor.runtime import pidfd, tree
 from supervisor.runtime.cgroups import Cgroups, enter
@@ -35,6 +35,7 @@ from supervisor.runtime.descriptors import hold_reserve, with_reserve
 from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, Leftover, birth
 from supervisor.runtime.listeners import Listeners, PortTaken
 from supervisor.runtime.signals import on_signal
+from supervisor.runtime.templates import Forked, Job, NoTemplate, Templates, memory_file
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,24 @@ class _Process:
     look: asyncio.TimerHandle | None = None
     """When it is looked again for what it left behind."""
     pause: float = _ORPHANS_PAUSES[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What a process is given at its start; its descriptors are ours until ``close``."""
+
+    env: Mapping[str, str] = field(repr=False)
+    stdin: int
+    output: int
+    numbered: Mapping[str, int]
+    """Descriptors that it inherits, by the variable that tells the number."""
+    _opened: contextlib.ExitStack
+
+    def as_job(self, spec: InstanceSpec) -> Job:
+        return Job(spec.argv, self.env, spec.cwd, self.stdin, self.output, self.numbered)
+
+    def close(self) -> None:
+        self._opened.close()
 
 
 @dataclass
@@ -102,6 +121,8 @@ class Processes:
         self._listeners = Listeners()
         self._cgroups: Cgroups | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[str, asyncio.Future[Forked]] = {}
+        """Instances that are to be forked from a template."""
 
     @property
     def listeners(self) -> Listeners:
@@ -124,25 +145,37 @@ class Processes:
 
     # ------------------------------------------------------------ instances
 
-    def spawn(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> None:
-        """Start ``spec``; ``output`` opens the descriptor for its stdout and stderr.
+    def spawn(
+        self,
+        spec: InstanceSpec,
+        run: int,
+        output: Callable[[], int],
+        templates: Templates | None = None,
+    ) -> None:
+        """Start ``spec``; ``output`` opens the descriptor for its stdout and stderr; what has a
+        template is forked from that of ``templates``, if it can be.
 
         Does not block. Reports ``Spawned`` or ``SpawnFailed``, and later ``Exited``.
         """
         before = self._clearing.get(spec.name)
-        if before is None:
+        template = spec.template if templates is not None else None
+        if before is None and template is None:
             self._spawn(spec, run, output)
             return
 
-        async def when_clear() -> None:
-            await before.cleared.wait()
+        async def later() -> None:
             try:
-                self._spawn(spec, run, output)
+                if before is not None:
+                    await before.cleared.wait()
+                if template is None or templates is None:
+                    self._spawn(spec, run, output)
+                else:
+                    await self._fork(spec, run, output, template, templates)
             except Exception as error:  # a defect; nobody else would ever hear of it
                 log.exception("cannot start %s; please report this", spec.name)
                 self._deliver(spec.name, SpawnFailed(run, repr(error), CauseClass.UNKNOWN))
 
-        task = asyncio.create_task(when_clear())
+        task = asyncio.create_task(later())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -201,7 +234,10 @@ class Processes:
         return True
 
     def signal(self, name: str, stage: Stage) -> None:
-        """Signal the whole tree of an instance. Does nothing if it is gone."""
+        """Signal the whole tree of an instance. Does nothing if it is gone; what still waits for
+        its template is not started any more."""
+        if (waiting := self._waiting.get(name)) is not None:
+            waiting.cancel()
         process = self._current.get(name)
         if process is None:
             return
@@ -221,49 +257,140 @@ class Processes:
         self._listeners.keep(addresses)
 
     def _spawn(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> None:
+        """As a program of its own."""
         try:
-            pid = with_reserve(lambda: self._fork_with(spec, run, output))
+            pid = with_reserve(lambda: self._execute(spec, run, output))
         except OSError as error:
-            cause = _why_not_started(spec, error)
-            self._deliver(spec.name, SpawnFailed(run, cause, _class_of(error)))
+            self._could_not(spec, run, error)
             return
+        self._began(spec, run, pid, "started")
+
+    async def _fork(
+        self,
+        spec: InstanceSpec,
+        run: int,
+        output: Callable[[], int],
+        template: Template,
+        templates: Templates,
+    ) -> None:
+        """As a copy of a process that has imported what it needs; as a program if there is none."""
+        try:
+            needs = with_reserve(lambda: self._needs(spec, run, output))
+        except OSError as error:
+            self._could_not(spec, run, error)
+            return
+        waiting = asyncio.ensure_future(templates.fork(template, needs.as_job(spec)))
+        self._waiting[spec.name] = waiting
+        try:
+            forked = await waiting
+        except NoTemplate as reason:
+            level = logging.WARNING if spec.warmth == "warm" else logging.INFO
+            log.log(level, "%s is started cold: %s", spec.name, reason)
+            forked = None
+        except asyncio.CancelledError:
+            why = "it was told to stop before it began"
+            self._deliver(spec.name, SpawnFailed(run, why, CauseClass.UNKNOWN))
+            return
+        finally:
+            del self._waiting[spec.name]
+            needs.close()
+        if forked is None or not self._is_waiting(forked):
+            self._spawn(spec, run, output)
+            return
+        self._began(spec, run, forked.pid, "forked from a warm template")
+        forked.begin()
+
+    def _is_waiting(self, forked: Forked) -> bool:
+        """Not if somebody has killed it meanwhile: it may have been reaped as nobody's."""
+        stat = tree.stat_of(forked.pid)
+        if stat is not None and stat.parent == os.getpid() and stat.state not in "ZX":
+            return True
+        forked.drop()
+        return False
+
+    def _began(self, spec: InstanceSpec, run: int, pid: int, how: str) -> None:
         if self._cgroups is not None:
             self._cgroups.place(spec.name, pid)
         tree.take_usual_oom_score(pid)
         stat = tree.stat_of(pid)  # there is one: it is our child, and only we reap it
         process = _Process(spec.name, run, pid, stat.born if stat else 0)
         self._leaders[pid] = self._current[spec.name] = process
-        self._deliver(spec.name, Spawned(run, pid, process.born))
+        self._deliver(spec.name, Spawned(run, pid, process.born, how))
 
-    def _fork_with(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> int:
-        descriptor = output()
-        try:
-            return self._fork(spec, run, descriptor)
-        finally:
-            os.close(descriptor)
+    def _could_not(self, spec: InstanceSpec, run: int, error: OSError) -> None:
+        cause = _why_not_started(spec, error)
+        self._deliver(spec.name, SpawnFailed(run, cause, _class_of(error)))
 
-    def _fork(self, spec: InstanceSpec, run: int, output: int) -> int:
-        env = {**self._env(spec), BIRTH: birth(run, spec.port, spec.launch)}
-        handed_over: tuple[int, ...] = ()
-        if spec.listen is not None:
-            handed_over = (self._listeners.open(spec.listen),)
-            env[LISTEN_FD] = str(handed_over[0])
-        secret = None if spec.secret_input is None else _memory_file(spec.secret_input)
+    def _execute(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> int:
+        needs = self._needs(spec, run, output)
         entry = None if self._cgroups is None else self._cgroups.open_entry(spec.name)
         try:
             return _popen(
                 spec.argv,
                 cwd=spec.cwd,
-                env=env,
-                stdin=subprocess.DEVNULL if secret is None else secret,
-                output=output,
-                handed_over=handed_over,
+                env={**needs.env, **{name: str(fd) for name, fd in needs.numbered.items()}},
+                stdin=needs.stdin,
+                output=needs.output,
+                handed_over=tuple(needs.numbered.values()),
                 entry=entry,
             )
         finally:
-            for descriptor in (secret, entry):
-                if descriptor is not None:
-                    os.close(descriptor)
+            needs.close()
+            if entry is not None:
+                os.close(entry)
+
+    def _needs(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> _Needs:
+        """Raises OSError, and leaves nothing open then."""
+        env = {**self._env(spec), BIRTH: birth(run, spec.port, spec.launch)}
+        numbered = {}
+        listener = None if spec.listen is None else self._listeners.open(spec.listen)
+        with contextlib.ExitStack() as opened:
+            if listener is not None:
+                # A copy: while a template imports, it may be dropped, and its number another's.
+                numbered[LISTEN_FD] = os.dup(listener)
+                opened.callback(os.close, numbered[LISTEN_FD])
+            sink = output()
+            opened.callback(os.close, sink)
+            if spec.secret_input is None:
+                stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            else:
+                stdin = memory_file("llm-supervisor-secret", spec.secret_input)
+            opened.callback(os.close, stdin)
+            return _Needs(env, stdin, sink, numbered, opened.pop_all())
+
+    def start_template(
+        self,
+        name: str,
+        template: Template,
+        output: Callable[[], int],
+        variables: Mapping[str, str],
+        descriptor: int,
+        exited: Callable[[int], None],
+    ) -> int:
+        """Start a process that inherits ``descriptor``; its pid. Raises OSError."""
+        mark = {tree.MARK: f"{self._mark}/{name}"}
+        env = {**self._environ, **dict(template.env), **mark, **variables}
+
+        def execute() -> int:
+            sink = output()
+            try:
+                return _popen(
+                    template.argv,
+                    cwd="/",
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    output=sink,
+                    handed_over=(descriptor,),
+                )
+            finally:
+                os.close(sink)
+
+        pid = with_reserve(execute)
+        if self._cgroups is not None:
+            self._cgroups.place(name, pid)
+        tree.take_usual_oom_score(pid)
+        self.adopt_helper(pid, exited)
+        return pid
 
     def _env(self, spec: InstanceSpec) -> dict[str, str]:
         return {**self._environ, **dict(spec.env), tree.MARK: f"{self._mark}/{spec.name}"}
@@ -434,7 +561,7 @@ class Processes:
         seen = self._look_around()
         apart = set(below)
         for pid in seen.pids:
-            if pid in apart:
+            if pid in apart or pid in self._leaders:  # it may be one by now
                 continue
             is_its = seen.mark_of(pid) == mark or (session is not None and _session(pid) == session)
             if is_its and tree.born(pid) is not None:
@@ -502,14 +629,6 @@ def _popen(
     # We reap it ourselves; without a return code Popen would warn, and try to wait for it.
     process.returncode = 0
     return process.pid
-
-
-def _memory_file(content: bytes) -> int:
-    """A descriptor to read ``content`` from; it never touches a disk."""
-    descriptor = os.memfd_create("llm-supervisor-secret")
-    os.write(descriptor, content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def _why_not_started(spec: InstanceSpec, error: OSError) -> str:

@@ -22,17 +22,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from signal import SIGURG
 
-from supervisor.runtime.inotify import Inotify
-
 log = logging.getLogger(__name__)
 
 Signature = tuple[int, ...]
 """Two that differ are two contents, or two reasons why there is none."""
 Signatures = Mapping[Path, Signature]
 
-_LEAST_PAUSE_S, _MOST_PAUSE_S = 0.001, 0.05
-"""Between two looks that events of other files have brought about, at first and at last: a busy log
-folder neither keeps us busy nor delays what concerns us."""
+_STEP_MS, _SLOW_STEP_MS = 25, 100
+"""watchfiles looks for events this often and returns when a step brings no other: an event is told
+after one to two steps. Each idle step costs a wakeup, and a hundredth of a percent of a core for
+each that comes in a second; so the slow ones are taken where nothing has happened for long."""
+_ALERT_S = 300.0
+"""Who has edited a file edits it again."""
+_GATHER_MS = 50
+"""The longest that watchfiles gathers, so that a busy log folder does not delay us."""
 _QUIET_S = 0.02
 """A file is settled when it did not change for so long. Not less than the clock of a file system
 ticks (10 ms): within one tick a file can change twice and look the same."""
@@ -72,9 +75,7 @@ class FileWatch:
         self._closed = False
         self._wake = threading.Event()
         """There is something else to do than to wait."""
-        self._bell: int | None = None
-        """An eventfd that tells the same to who waits for events. The thread makes it as soon as
-        there is a descriptor; only the loop's side writes into it and closes it."""
+        self._alert_until = 0.0
         self._blind = False
         self._blind_until = 0.0
 
@@ -87,7 +88,7 @@ class FileWatch:
         if self._closed or files == self._reported.keys():
             return
         self._reported = {path: self._reported.get(path) or _signature(path) for path in files}
-        self._ring()
+        self._wake.set()
         if self._thread is None:
             self._loop = asyncio.get_running_loop()
             self._thread = threading.Thread(target=self._run, name="file watch", daemon=True)
@@ -96,17 +97,9 @@ class FileWatch:
     async def close(self) -> None:
         """Nothing is called any more from the moment of the call."""
         self._closed = True
-        self._ring()
-        if self._thread is not None:  # It ends at once, unless a file system hangs.
-            await asyncio.to_thread(self._thread.join, 1.0)
-            if self._bell is not None and not self._thread.is_alive():
-                os.close(self._bell)
-                self._bell = None
-
-    def _ring(self) -> None:
         self._wake.set()
-        if self._bell is not None:
-            os.eventfd_write(self._bell, 1)
+        if self._thread is not None:  # It takes a step, unless a file system hangs.
+            await asyncio.to_thread(self._thread.join, 1.0)
 
     def _report(self, seen: Signatures) -> None:
         """In the event loop, which may have been busy: tells only what it has not told yet."""
@@ -127,44 +120,48 @@ class FileWatch:
             if self._closed:
                 return
             files = list(self._reported)
+            places = _places(files)
             try:
                 if time.monotonic() < self._blind_until:
                     self._look(files)
                 else:
-                    self._follow(files)
+                    self._follow(files, places)
             except Exception as error:
-                self._be_blind(error)
+                if places == _places(files):  # Else it vanished while we turned to it.
+                    self._be_blind(error)
 
-    def _follow(self, files: Collection[Path]) -> None:
+    def _follow(self, files: Collection[Path], places: frozenset[str]) -> None:
         """Look after each batch of events, until something else is to be watched."""
-        pause = _LEAST_PAUSE_S
-        with Inotify() as events:
-            if self._bell is None:
-                self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            while not self._wake.is_set():
-                # Anew each time: a place may be another one of that name, with the same inode even,
-                # or its watch was lost unnoticed.
-                places = _places(files)
+        # Takes 50 ms, and is not needed by those who watch nothing.
+        from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
+
+        # Not its `watch()`: we have to look after the watches are set and before we wait, since
+        # what changed in between has sent no event.
+        with RustNotify(list(places), False, False, 0, False, False) as events:
+            if self._blind:
+                log.info("changes of %s are noticed at once again", _listed(files))
+                self._blind = False
+            while True:
+                self._look(files)
+                if self._wake.is_set() or places != _places(files):
+                    return
                 try:
-                    events.watch(places)
-                except OSError:
-                    if places == _places(files):
-                        raise
-                    continue  # It vanished while we turned to it.
-                if self._blind:
-                    log.info("changes of %s are noticed at once again", _listed(files))
-                    self._blind = False
-                # After the watches are set: what changed in between has sent no event.
-                changed = self._look(files)
-                if places != _places(files):
-                    continue
-                if not changed:
-                    self._wake.wait(pause)
-                if not self._wake.is_set():
-                    began = time.monotonic()
-                    events.wait(self._bell, _LOOK_S)
-                    busy = not changed and time.monotonic() - began < _MOST_PAUSE_S
-                    pause = min(2 * pause, _MOST_PAUSE_S) if busy else _LEAST_PAUSE_S
+                    batch = events.watch(
+                        _GATHER_MS, self._step(), round(_LOOK_S * 1000), self._wake
+                    )
+                except WatchfilesRustInternalError:
+                    return  # As good as an event: a name in the folder that is no text, say.
+                # Set the watches anew if nothing came for long, in case one was lost unnoticed, and
+                # if a place itself has changed: it may be another one of that name, with the same
+                # inode even, while our watch has ended with the old one.
+                if not isinstance(batch, str):
+                    self._alert_until = time.monotonic() + _ALERT_S
+                if isinstance(batch, str) or not places.isdisjoint(path for _, path in batch):
+                    return
+
+    def _step(self) -> int:
+        """Milliseconds."""
+        return _STEP_MS if time.monotonic() < self._alert_until else _SLOW_STEP_MS
 
     def _be_blind(self, error: Exception) -> None:
         if not self._blind:
@@ -178,15 +175,15 @@ class FileWatch:
         self._blind = True
         self._blind_until = time.monotonic() + _RETRY_S
 
-    def _look(self, files: Collection[Path]) -> bool:
-        """Report what has changed, when it has settled; whether anything had."""
+    def _look(self, files: Collection[Path]) -> None:
+        """Report what has changed, when it has settled."""
         reported = self._reported
         began = quiet_since = time.monotonic()
         warned = False
         now = _signatures(files)
         while any(now[path] != reported.get(path) for path in files):
             if self._wake.wait(_QUIET_S):
-                return True  # We come back at once, and see it again.
+                return  # We come back at once, and see it again.
             before, now = now, _signatures(files)
             # After looking: who writes between the two is seen here or sends another event.
             answers = {path: _is_written(path) for path in files if now[path] != reported.get(path)}
@@ -200,7 +197,7 @@ class FileWatch:
             if waited >= _WRITER_S or (settled and not written):
                 with contextlib.suppress(RuntimeError):  # The loop has ended without close().
                     self._loop.call_soon_threadsafe(self._report, now)
-                return True
+                return
             if written and waited >= _WRITER_WARNING_S and not warned:
                 warned = True
                 log.warning(
@@ -209,7 +206,6 @@ class FileWatch:
                     _listed(written),
                     _WRITER_S,
                 )
-        return False
 
 
 def _signatures(paths: Iterable[Path]) -> Signatures:

@@ -12,10 +12,14 @@ from urllib.parse import urlsplit
 
 from supervisor.spec.model import (
     SINGLETONS,
+    ApiServer,
     Cluster,
+    Controller,
     ModelOptions,
+    ModelWorker,
     MultiModelWorker,
     OneModel,
+    PythonService,
     Question,
     Service,
     Worker,
@@ -43,6 +47,7 @@ def check(cluster: Cluster, base: FilePath, unusable: Collection[str] = ()) -> I
     for path, service in services(cluster):
         yield from _questions(path, service)
         yield from _args(path, service)
+        yield from _launch(path, service)
     for name, worker in cluster.workers.items():
         path = ("workers", name)
         yield from _gpus(path, worker)
@@ -66,6 +71,13 @@ def services(cluster: Cluster) -> Iterator[tuple[Path, Service]]:
     for name, command in cluster.services.items():
         if command.enabled:
             yield ("services", name), command
+
+
+def _launch(path: Path, service: Service) -> Iterator[Finding]:
+    forked = isinstance(service, Controller | ApiServer | ModelWorker | MultiModelWorker)
+    if isinstance(service, PythonService) and service.launch == "warm" and not forked:
+        text = "cannot be warm: what it runs may fork itself, or use the GPU before; make it `auto`"
+        yield (*path, "launch"), text
 
 
 def _controller(cluster: Cluster) -> Iterator[Finding]:

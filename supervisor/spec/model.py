@@ -110,8 +110,9 @@ class Question(Model):
 class StartupProbe(Question):
     """Asked from the start on until it passes."""
 
-    interval: Live[Interval] = 0.05
-    """Least time between two questions; it grows with the time that a start takes, up to 2 s."""
+    interval: Live[Interval] = 0.01
+    """Least time between two questions, 50 ms for a `command`; it grows with the time that a start
+    takes, up to 2 s."""
     timeout: Live[Interval] = 5.0
     """An answer later than this is none."""
     deadline: Live[Duration] = 1800.0
@@ -241,6 +242,11 @@ class PythonService(Service):
 
     python: Replace[str | None] = None
     """Interpreter to run it with, for engines that need an environment of their own."""
+    launch: Live[Literal["auto", "warm", "cold"]] = "auto"
+    """`warm`: its process is forked from one that has imported all it needs, and so is there in a
+    tenth of a second and shares that memory; `cold`: started as a program; `auto`: warm for
+    `model_worker`, `multi_model_worker`, the controller and the API server. Counts at its next
+    start."""
     args: Replace[Words] = ()
     """Flags passed on verbatim, after all others."""
 
@@ -689,6 +695,15 @@ PortRange = Annotated[
 ]
 
 
+def _auto_or_number(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto" and not value.strip().isdecimal():
+        raise ValueError("must be a whole number, or auto")
+    return value
+
+
+ParallelStarts = Annotated[Count | Literal["auto"], BeforeValidator(_auto_or_number)]
+
+
 def _empty_section(value: Any) -> Any:
     """A section of which only comments are left has its defaults; YAML reads it as null."""
     return {} if value is None else value
@@ -734,6 +749,10 @@ class Cluster(Model):
     """Interpreter for every FastChat service; left out, the supervisor's own."""
     port_range: Replace[PortRange] = (21002, 21999)
     """Ports for workers that name none, as `21002-21999`."""
+    max_parallel_starts: Live[ParallelStarts] = "auto"
+    """Workers that may be starting at once; the largest go first. A restart after a crash does not
+    wait for that. `auto`: one per core (two at least), as far as their weights fit into the memory
+    that is free."""
     watch: Live[bool] = True
     """Apply this file whenever it is saved; false: only on `llm-supervisor reload` or SIGHUP."""
     logs: Live[Logs] = Logs()

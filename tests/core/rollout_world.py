@@ -46,7 +46,7 @@ from supervisor.core.lifecycle import (
     TimerFired,
     step,
 )
-from supervisor.core.order import startable, stoppable
+from supervisor.core.order import StartLimit, startable, stoppable, takes_a_place
 from supervisor.core.plan import candidates, form_of
 from supervisor.core.rollout import (
     Abandon,
@@ -112,6 +112,7 @@ class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.wanted: dict[str, InstanceSpec] = {}
+        self.limit: StartLimit | None = None
         self.instances: dict[str, Instance] = {}
         self.histories: dict[str, History] = {}
         self.luck: dict[str, Luck] = {}
@@ -220,11 +221,18 @@ class World:
         mended = known.failure is not None and known.failure.launch == one.spec.launch
         self.histories[one.spec.slot] = History(one.spec, None if mended else known.failure)
 
+    def entry(self, name: str) -> tuple[InstanceSpec, Status]:
+        return self.instances[name].spec, self.instances[name].status
+
+    def starting(self) -> list[Instance]:
+        """Those with a place among the workers that are starting."""
+        return [one for one in self.instances.values() if takes_a_place(one.spec, one.status)]
+
     def members(self) -> list[Member]:
         return [one.member for one in self.instances.values()]
 
     def next_steps(self) -> list[Step]:
-        return next_steps(self.wanted, self.members(), self.histories)
+        return next_steps(self.wanted, self.members(), self.histories, self.limit)
 
     def progress(self) -> Progress:
         return progress(self.wanted, self.members(), self.histories)
@@ -239,11 +247,14 @@ class World:
                 self._carry_out(one)
             done += steps
             entries = [(one.spec, one.status) for one in self.instances.values()]
-            stops, starts = list(stoppable(entries)), list(startable(entries, self.services()))
+            stops = list(stoppable(entries))
+            starts = list(startable(entries, self.services(), self.limit))
             for name in stops:
                 self.tell(self.instances[name], DependentsStopped())
             for name in starts:
                 self.tell(self.instances[name], DependenciesReady())
+                if self.limit is not None and takes_a_place(*self.entry(name)):
+                    assert len(self.starting()) <= self.limit.workers, "too many start at once"
             if not steps and not stops and not starts:
                 self._check_settled()
                 return done
@@ -394,6 +405,7 @@ class World:
             fits = {form.launch for form in candidates(target)}
             assert any(other.spec.launch in fits for other in staying), "its launch did not change"
         if one.state is State.READY and one.status.wanted:
+            self._check_place(one, staying)
             replaced = any(other.state is State.READY for other in staying)
             may_stay = self._can_go_back(target, one.spec)
             if self.has_failed(target.service) and may_stay and not one.outdated:
@@ -402,6 +414,13 @@ class World:
             beside = target.surge and target.beside is not None and not self._has_to_wait(target)
             if beside and not self.has_failed(target.service) and _can_be_beside(target, one.spec):
                 assert replaced, "a surge left a gap"
+
+    def _check_place(self, one: Instance, staying: list[Instance]) -> None:
+        """Nothing serves in its place, and what is to would have to wait until others have started.
+        Those that were to start as well, in the same batch or before, would do so first."""
+        taken_over = any(other.state is State.READY or not other.status.wanted for other in staying)
+        if self.limit is not None and one.spec.role is Role.WORKER and not taken_over:
+            assert len(self.starting()) < self.limit.workers, "its successor would have to wait"
 
     def _asks_the_old_one(self, controller: InstanceSpec) -> bool:
         for one in self.instances.values():

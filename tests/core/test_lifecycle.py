@@ -776,11 +776,11 @@ def test_a_hurry_does_not_touch_what_is_wanted() -> None:
 
 
 def test_stopped_while_its_process_is_being_spawned() -> None:
-    """It is decided, but the process is not there yet: nothing to signal, until it is."""
+    """It is decided, but the process is not there yet: if it still comes, it is told once more."""
     life = Life()
     life.start()
     life.tell(StopRequested("asked to stop"))
-    assert life.tell(DependentsStopped()) == [StopProbes()]
+    assert life.tell(DependentsStopped()) == [StopProbes(), Signal(Stage.TERM)]
     assert life.spawned() == [Signal(Stage.TERM)]
     life.tell(Exited(1, None, "SIGTERM"))
     assert (life.status.state, life.status.run) == (State.STOPPED, 1)
@@ -790,7 +790,7 @@ def test_a_process_that_appears_after_the_grace_gets_the_signal_that_is_due() ->
     life = Life()
     life.start()
     life.tell(StopRequested("asked to stop"), DependentsStopped())
-    assert life.wait_for_timer() == []
+    assert life.wait_for_timer() == [Signal(Stage.INT)]
     assert "about to start" in life.status.reason
     assert life.spawned() == [Signal(Stage.INT)]
 

@@ -130,6 +130,8 @@ class World:
     process: int | None = None
     """The run of the process that lives, or is about to."""
     spawning: bool = False
+    coming: bool = False
+    """It is to be spawned, and how that went has not been handled."""
     known: bool = False
     """``Spawned`` has been handled, and ``Exited`` has not."""
     told: Stage | None = None
@@ -149,7 +151,8 @@ class World:
     def carry_out(self, effect: Effect) -> None:
         match effect:
             case Spawn(run):
-                self.process, self.spawning, self.told, self.draining = run, True, None, None
+                self.process, self.told, self.draining = run, None, None
+                self.spawning = self.coming = True
             case Signal(stage):
                 self.told = stage
             case StartProbes(run, checks):
@@ -379,7 +382,7 @@ class Oracle:
                     if isinstance(event, DependenciesReady):
                         self.crashes = self.hopeless = 0
                 case Signal(stage):
-                    assert world.known
+                    assert world.known or world.coming
                     sterner = {None: {*Stage} - {Stage.DRAIN}, Stage.TERM: {Stage.INT}}
                     assert stage in sterner.get(world.told, {Stage.KILL})
                 case StartProbes(run, checks):
@@ -560,8 +563,10 @@ class Life:
         if self.watch is not None:
             self.watch(before, event)
         after, effects = step(before, event, world.spec, now=world.now, jitter=luck)
+        if isinstance(event, Spawned | SpawnFailed) and event.run == run:
+            world.coming = False
         if isinstance(event, Spawned) and event.run == run:
-            world.known = True
+            world.known, world.told = True, None  # what was sent before may have come too early
         if isinstance(event, Exited) and event.run == run:
             world.known = False
         self.oracle.check_step(world, event, before, after, effects, luck)

@@ -11,7 +11,17 @@ from instances import instance, worker
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import RUNNING, State, Status
-from supervisor.core.order import Entry, blocked, start_order, startable, stoppable, waiting_for
+from supervisor.core.order import (
+    Entry,
+    StartLimit,
+    blocked,
+    held_back,
+    start_order,
+    startable,
+    stoppable,
+    takes_a_place,
+    waiting_for,
+)
 
 CONTROLLER = instance("controller")
 FIRST = worker("vicuna-0")
@@ -162,7 +172,177 @@ def test_a_controller_stopped_on_purpose_keeps_nobody_from_stopping() -> None:
     assert list(stoppable(entries)) == ["vicuna-0", "vicuna-1", "api_server"]
 
 
+# ---------------------------------------------------------------- how many start at once
+
+GIB = 2**30
+SMALL, LARGE, UNKNOWN = (
+    worker("small-0", weights=GIB),
+    worker("large-0", weights=40 * GIB),
+    worker("unknown-0"),
+)
+
+
+def three(**states: State) -> list[Entry]:
+    """Three workers whose controller is ready, all wanted, and stopped except where told."""
+    entries: list[Entry] = [(CONTROLLER, Status(State.READY, wanted=True))]
+    for spec in (UNKNOWN, SMALL, LARGE):
+        state = states.get(spec.service, State.STOPPED)
+        entries.append((spec, Status(state, wanted=True)))
+    return entries
+
+
+def test_the_largest_goes_first_and_what_nobody_knows_the_size_of_last() -> None:
+    assert list(startable(three())) == ["large-0", "small-0", "unknown-0"]
+    assert list(startable(three(), limit=StartLimit(2))) == ["large-0", "small-0"]
+
+
+def test_equals_go_in_the_order_of_the_file() -> None:
+    entries = [(worker(f"w-{i}"), Status(wanted=True)) for i in (3, 1, 2)]
+    assert list(startable(entries, limit=StartLimit(2))) == ["w-3", "w-1"]
+
+
+def test_who_has_no_place_says_who_is_starting() -> None:
+    entries = three(large=State.STARTING, small=State.STARTING)
+    assert list(startable(entries, limit=StartLimit(2))) == []
+    assert held_back(entries, limit=StartLimit(2)) == {
+        "unknown-0": "2 workers are starting (small-0, large-0), max_parallel_starts is 2"
+    }
+    one = three(large=State.STARTING, small=State.READY)
+    assert held_back(one, limit=StartLimit(1)) == {
+        "unknown-0": "1 worker is starting (large-0), max_parallel_starts is 1"
+    }
+    assert held_back(one, limit=StartLimit(2)) == {}
+    assert held_back(one) == {}
+
+
+def test_of_many_that_are_starting_a_few_are_named() -> None:
+    many: list[Entry] = [(worker(f"w-{i}"), Status(State.STARTING, wanted=True)) for i in range(9)]
+    entries = [*many, (SMALL, Status(wanted=True))]
+    assert held_back(entries, limit=StartLimit(9)) == {
+        "small-0": "9 workers are starting (w-0, w-1, w-2, ...), max_parallel_starts is 9"
+    }
+
+
+def test_two_that_memory_does_not_hold_start_one_after_the_other_and_nobody_overtakes() -> None:
+    other = worker("other-0", weights=30 * GIB)
+    limit = StartLimit(8, memory=64 * GIB)
+    entries = [*three(), (other, Status(wanted=True))]
+    assert list(startable(entries, limit=limit)) == ["large-0"]
+    entries = [*three(large=State.STARTING), (other, Status(wanted=True))]
+    assert held_back(entries, limit=limit) == {
+        "other-0": "1 worker is starting (large-0), and 30.0 GiB of weights beside their 40.0 GiB "
+        "are more than the 64.0 GiB of memory that are free",
+        "small-0": "other-0 is larger and goes first",
+        "unknown-0": "other-0 is larger and goes first",
+    }
+    entries = [*three(large=State.READY), (other, Status(wanted=True))]
+    assert list(startable(entries, limit=limit)) == ["other-0", "small-0", "unknown-0"]
+
+
+def test_what_memory_does_not_hold_at_all_starts_alone() -> None:
+    assert list(startable(three(), limit=StartLimit(8, memory=GIB))) == ["large-0"]
+
+
+@pytest.mark.parametrize("state", set(State) - {State.STARTING, State.STOPPED})
+def test_only_what_is_starting_has_a_place(state: State) -> None:
+    assert list(startable(three(large=state), limit=StartLimit(1))) == ["small-0"]
+
+
+def test_one_that_has_answered_makes_room_however_long_the_controller_takes() -> None:
+    answered = Status(State.STARTING, wanted=True, in_rotation=True)
+    entries = [(LARGE, answered), (SMALL, Status(wanted=True))]
+    assert list(startable(entries, limit=StartLimit(1))) == ["small-0"]
+
+
+def test_only_workers_wait_for_a_place_and_only_workers_have_one() -> None:
+    others = [instance("controller"), instance("api_server"), instance("tick")]
+    starting: list[Entry] = [(one, Status(State.STARTING, wanted=True)) for one in others]
+    waiting: list[Entry] = [(instance("tock"), Status(wanted=True)), (FIRST, Status(wanted=True))]
+    running = replace(FIRST, name="vicuna-1", depends_on=())
+    assert list(startable([*waiting, (running, Status(wanted=True))], limit=StartLimit(1))) == [
+        "tock",
+        "vicuna-0",
+    ]
+    free = replace(FIRST, depends_on=())
+    assert list(startable([*starting, (free, Status(wanted=True))], limit=StartLimit(1))) == [
+        "vicuna-0"
+    ]
+
+
+def test_who_waits_for_the_controller_keeps_no_place_and_nobody_waits_behind_it() -> None:
+    entries = [(replace(LARGE, depends_on=("gone",)), Status(wanted=True)), *three()[1:3]]
+    assert list(startable(entries, {"gone"}, StartLimit(1, memory=0))) == ["small-0"]
+
+
 # ---------------------------------------------------------------- any cluster
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[list[InstanceSpec], StartLimit]:
+    """Workers of all sizes and others, some of which depend on each other, and a limit."""
+    sizes = st.lists(st.integers(0, 9), min_size=1, max_size=9)
+    specs = [worker(f"w{i}-0", weights=n, depends_on=()) for i, n in enumerate(draw(sizes))]
+    specs += [instance(f"c{i}", depends_on=()) for i in range(draw(st.integers(0, 2)))]
+    for i, spec in enumerate(specs[1:], start=1):
+        earlier = [one.service for one in specs[:i]]
+        depends_on = tuple(draw(st.sets(st.sampled_from(earlier), max_size=1)))
+        specs[i] = replace(spec, depends_on=depends_on)
+    memory = draw(st.none() | st.integers(0, 20))
+    return draw(st.permutations(specs)), StartLimit(draw(st.integers(1, 4)), memory)
+
+
+@given(crowds(), st.data())
+def test_never_more_than_the_limit_start_at_once_and_all_start_in_the_end(
+    crowd: tuple[list[InstanceSpec], StartLimit], data: st.DataObject
+) -> None:
+    """Whatever becomes of each start. A restart after a crash waits for nobody, so it may bring
+    more; then nobody else is started until they are few enough again."""
+    specs, limit = crowd
+    found = {spec.name: Status(wanted=True) for spec in specs}
+    crashes = 6
+
+    def entries() -> list[Entry]:
+        return [(spec, found[spec.name]) for spec in specs]
+
+    def starting() -> list[InstanceSpec]:
+        return [spec for spec, status in entries() if takes_a_place(spec, status)]
+
+    while any(status.state is not State.READY for status in found.values()):
+        before = starting()
+        could = set(startable(entries()))
+        told = list(startable(entries(), limit=limit))
+        waits = held_back(entries(), limit=limit)
+        assert {*told, *waits} == could, "who waits for nothing else starts, or is told why not"
+        assert not set(told) & set(waits)
+        begun = [spec for spec in specs if spec.name in told]
+        sizes = {spec.name: spec.weights for spec in specs}
+        for spec in specs:
+            if spec.name in waits:
+                smaller = [one.name for one in begun if one.role is spec.role]
+                assert all(sizes[name] >= spec.weights for name in smaller), "largest first"
+        for name in told:
+            found[name] = replace(found[name], state=State.STARTING)
+        now = starting()
+        if now != before:
+            assert len(now) <= limit.workers
+            fits = limit.memory is None or sum(one.weights for one in now) <= limit.memory
+            assert fits or len(now) == 1
+        under_way = [n for n, s in found.items() if s.state not in (State.STOPPED, State.READY)]
+        assert under_way, "it is stuck"
+        name = data.draw(st.sampled_from(under_way))
+        state = found[name].state
+        if state is State.STARTING and crashes and data.draw(st.booleans()):
+            crashes -= 1
+            ends = st.sampled_from((State.STARTING, State.BACKOFF, State.STOPPED, State.STOPPING))
+            found[name] = Status(data.draw(ends), wanted=True)
+        elif state is State.STARTING:
+            goes_on = data.draw(st.booleans()) or found[name].in_rotation
+            after = State.READY if goes_on else State.STARTING
+            found[name] = Status(after, wanted=True, in_rotation=True)
+        elif state is State.BACKOFF:
+            found[name] = replace(found[name], state=State.STARTING)  # it waits for nobody
+        else:
+            found[name] = replace(found[name], state=State.STOPPED)
 
 
 @st.composite

@@ -112,7 +112,7 @@ def test_a_form_is_told_by_name_launch_and_port_together() -> None:
 
 PROCESS = {"launch", "port", "name"}
 """Another one is another process."""
-LATER = {"argv", "env", "secret_input", "beside"}
+LATER = {"argv", "env", "secret_input", "beside", "template", "weights"}
 """``launch`` stands for what matters of these. The rest counts when it is started again: addresses
 and names that the supervisor tells in other ways, the hosts that need no proxy."""
 

@@ -21,6 +21,7 @@ from supervisor.core.lifecycle import (
     Status,
     StopRequested,
 )
+from supervisor.core.order import StartLimit
 from supervisor.core.rollout import (
     Abandon,
     Adjust,
@@ -236,6 +237,63 @@ def test_an_old_one_that_serves_badly_is_replaced_like_one_that_serves_well() ->
     world.turns_silent(the(world, "vicuna-0"))
     world.edit(surge(launch="B"))
     assert names(world.settle(), Launch) == ["vicuna-0.b"]
+
+
+# ---------------------------------------------------------------- how many start at once
+
+
+def test_nobody_is_taken_away_whose_successor_would_only_wait_for_others_to_start() -> None:
+    """Services that are edited together: each may miss one replica, but not all start at once."""
+    slots = ("a-0", "b-0", "c-0")
+    world = running(*(recreate(slot, port=21002 + i) for i, slot in enumerate(slots)))
+    world.limit = StartLimit(1)
+    world.edit(*(recreate(slot, "B", 21002 + i) for i, slot in enumerate(slots)))
+    assert names(world.settle(), Retire) == ["a-0"]
+    while world.one_thing():
+        away = [one for one in world.instances.values() if one.state is not State.READY]
+        # Once it has answered, all that is left is to be registered.
+        assert sum(not one.status.in_rotation for one in away) <= 1
+    assert [one.spec.launch for one in world.instances.values()] == ["B", "B", "B"]
+
+
+def test_beside_what_memory_does_not_hold_nobody_is_taken_away_either() -> None:
+    big = (recreate(slot, "A", 21002 + i) for i, slot in enumerate(("a-0", "b-0", "c-0")))
+    world = running(*big)
+    world.limit = StartLimit(8, memory=64)
+    sizes = {"a-0": 40, "b-0": 30, "c-0": 20}
+    world.edit(
+        *(recreate(slot, "B", 21002 + i, weights=w) for i, (slot, w) in enumerate(sizes.items()))
+    )
+    assert names(world.settle(), Retire) == ["a-0", "c-0"]
+    world.run()
+    assert [one.spec.launch for one in world.instances.values()] == ["B", "B", "B"]
+
+
+def test_who_waits_for_the_gpu_of_one_that_serves_does_not_keep_it_from_giving_that_up() -> None:
+    world = running(recreate("a-0", port=21002, gpus=("0",)))
+    world.limit = StartLimit(1)
+    world.edit(recreate("b-0", port=21003, gpus=("0",)), recreate("a-0", "B", 21002, gpus=("1",)))
+    world.run()
+    assert {one.name: one.spec.gpus for one in world.instances.values()} == {
+        "a-0": ("1",),
+        "b-0": ("0",),
+    }
+
+
+def test_the_old_ones_serve_while_their_successors_wait_for_their_turn_beside_them() -> None:
+    one, other = surge("a-0", port=21002), surge("b-0", port=21003)
+    world = running(one, other)
+    world.limit = StartLimit(1)
+    world.edit(surge("a-0", "B", 21002), surge("b-0", "B", 21003))
+    world.settle()
+    assert {name: (one.state, one.spec.launch) for name, one in world.instances.items()} == {
+        "a-0": (State.READY, "A"),
+        "b-0": (State.READY, "A"),
+        "a-0.b": (State.STARTING, "B"),
+        "b-0.b": (State.STOPPED, "B"),
+    }
+    world.run()
+    assert sorted(world.instances) == ["a-0.b", "b-0.b"]
 
 
 # ---------------------------------------------------------------- recreate

@@ -18,6 +18,7 @@ from rollout_world import Luck, World
 
 from supervisor.core.instance import InstanceSpec, RestartPolicy, Role
 from supervisor.core.lifecycle import State
+from supervisor.core.order import StartLimit
 from supervisor.core.plan import Action, form_of, plan
 from supervisor.core.rollout import History
 
@@ -92,6 +93,7 @@ def _replica(name: str, service: Service, i: int) -> InstanceSpec:
         models=(service.model,),
         drain_timeout=service.drain,
         restart=RestartPolicy(policy=service.policy, limit=service.limit),
+        weights=service.version % 4,
     )
     if not surges:
         return one
@@ -184,6 +186,11 @@ class Play:
     def _controller(self, n: int) -> None:
         self.controller = n % 6
 
+    def limits(self, n: int) -> None:
+        """How many may be starting at once, also while some wait."""
+        memory = None if n // 4 % 2 else 4
+        self.world.limit = StartLimit(n % 4, memory) if n % 4 else None
+
     # -- whatever else happens
 
     def possible(self) -> Iterator[Callable[[int], object]]:
@@ -199,6 +206,7 @@ class Play:
         yield lambda n: world.restart(slots[n % len(slots)])
         yield lambda _: [world.restart(slot) for slot in slots]
         yield from [self.edit] * 3
+        yield self.limits
         yield from [lambda n: world.timer_fires()] * 4
         yield from [lambda _: world.settle()] * 8
         going = list(world.possible())

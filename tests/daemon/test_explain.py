@@ -55,6 +55,16 @@ def test_who_waits_says_once_for_whom() -> None:
     assert said(SERVICE, WAITING)[-1] == "Next: it starts."
 
 
+def test_who_waits_for_a_place_says_who_has_it() -> None:
+    why = "1 worker is starting (vicuna-0), max_parallel_starts is 1"
+    waiting = replace(WAITING, reason="the cluster starts; waiting to start")
+    assert explain(worker("owl-0"), waiting, (), held_back=why, now=NOW) == [
+        "owl-0 is stopped, for 10s: the cluster starts; waiting to start.",
+        "Next: it starts when there is a place: 1 worker is starting (vicuna-0), "
+        "max_parallel_starts is 1.",
+    ]
+
+
 def test_who_waits_in_vain_says_for_whom_and_what_to_do() -> None:
     assert said(SERVICE, WAITING, ("a",), a=State.FAILED)[1:] == [
         "It waits for a, which has failed.",

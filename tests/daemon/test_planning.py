@@ -94,6 +94,7 @@ SAMPLES: dict[str, Sample] = {
     "Service.stop_grace": to("7s"),
     "PythonService.python": to("/opt/other/bin/python"),
     "PythonService.args": to(["--more"]),
+    "PythonService.launch": to("cold"),
     "Controller.host": to("127.0.0.2"),
     "Controller.port": to(21999),
     "Controller.dispatch_method": to("lottery"),
@@ -182,6 +183,7 @@ SAMPLES: dict[str, Sample] = {
     "Cluster.env_file": Sample("one.env", "two.env"),
     "Cluster.python": to("/opt/other/bin/python"),
     "Cluster.port_range": Sample("30000-30099", "31000-31099"),
+    "Cluster.max_parallel_starts": to(7),
     "Cluster.watch": to(False),
     "Cluster.logs": to({"keep": 7}),
     "Cluster.control": to({"token_file": "token"}),
@@ -454,6 +456,7 @@ def of_the_cluster(field: str) -> dict[str, str]:
         "env_file": ALL,
         "python": FASTCHAT,
         "port_range": ("w-0", "other-0"),
+        "max_parallel_starts": (),  # nor does it start anybody
         "watch": (),  # it is the supervisor who watches
         "logs": (),  # and who has the logs kept; no instance is another one for it
         "max_size": (),

@@ -33,6 +33,7 @@ from supervisor.core.lifecycle import (
     Status,
     StopRequested,
 )
+from supervisor.core.order import StartLimit
 from supervisor.daemon.adoption import survey
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.reconciler import (
@@ -168,10 +169,11 @@ class Engine:
 class Story:
     """A running reconciler, and what a test wants to know of it."""
 
-    def __init__(self, specs: Iterable[InstanceSpec]) -> None:
+    def __init__(self, specs: Iterable[InstanceSpec], limit: StartLimit | None = None) -> None:
         self.engine = Engine()
         self.journal = Journal(lambda: 0.0)
-        self.reconciler = Reconciler({s.name: s for s in specs}, self.engine, self.journal)
+        by_name = {spec.name: spec for spec in specs}
+        self.reconciler = Reconciler(by_name, self.engine, self.journal, limit=limit)
         self.engine.deliver = self.reconciler.deliver
 
     def start(self) -> None:
@@ -210,9 +212,11 @@ class Story:
 
 
 @contextlib.asynccontextmanager
-async def running(*specs: InstanceSpec, up: bool = True) -> AsyncIterator[Story]:
+async def running(
+    *specs: InstanceSpec, up: bool = True, limit: StartLimit | None = None
+) -> AsyncIterator[Story]:
     """A story whose supervision runs; it must end by itself once it has been told to."""
-    story = Story(specs or CLUSTER)
+    story = Story(specs or CLUSTER, limit)
     story.start()
     async with asyncio.timeout(PATIENCE):
         supervision = asyncio.create_task(story.reconciler.run())
@@ -639,6 +643,100 @@ async def test_whoever_asks_for_a_start_while_all_goes_down_is_not_heard() -> No
         assert len(told.order("spawn")) == len(CLUSTER)
 
 
+# ---------------------------------------------------------------- how many start at once
+
+
+CROWD = tuple(worker(f"w-{i}", service=f"w{i}", weights=i, depends_on=()) for i in (1, 2, 3))
+
+
+@story
+async def test_workers_start_one_after_the_other_the_largest_first() -> None:
+    async with running(*CROWD, up=False, limit=StartLimit(1)) as told:
+        told.engine.hold("answer w-3", "entered w-3")
+        await told.until(w_3=State.STARTING)
+        assert told.order("spawn") == ["w-3"]
+        assert told.reconciler.held_back("w-3") is None
+        why = "1 worker is starting (w-3), max_parallel_starts is 1"
+        assert told.reconciler.held_back("w-1") == told.reconciler.held_back("w-2") == why
+        told.engine.release("answer w-3")  # the controller still has to confirm it
+        await told.until(w_1=State.READY, w_2=State.READY)
+        assert told.order("spawn") == ["w-3", "w-2", "w-1"]
+        assert told.reconciler.held_back("w-1") is None
+        told.engine.release("entered w-3")
+        await told.ready()
+
+
+@story
+async def test_a_greater_limit_starts_at_once_who_waits() -> None:
+    async with running(*CROWD, up=False, limit=StartLimit(1)) as told:
+        told.engine.hold("answer w-3", "answer w-2", "answer w-1")
+        await told.until(w_3=State.STARTING)
+        want(told, *CROWD, limit=StartLimit(2))
+        await told.until(w_2=State.STARTING)
+        assert told.order("spawn") == ["w-3", "w-2"]
+        why = "2 workers are starting (w-2, w-3), max_parallel_starts is 2"
+        assert told.reconciler.held_back("w-1") == why
+        want(told, *CROWD, limit=StartLimit(1))
+        told.engine.release("answer w-2")
+        await told.until(w_2=State.READY)
+        assert told.order("spawn") == ["w-3", "w-2"], "w-3 is still starting"
+        told.engine.release("answer w-3")
+        await told.until(w_1=State.STARTING)
+        told.engine.release("answer w-1")
+        await told.ready()
+
+
+@story
+async def test_a_restart_after_a_crash_waits_for_nobody_and_keeps_others_waiting() -> None:
+    small, _, large = CROWD
+    async with running(small, large, limit=StartLimit(1)) as told:
+        told.engine.hold("answer w-2", "answer w-3", "answer w-1")
+        want(told, *CROWD, limit=StartLimit(1))
+        await told.reconciler.until(lambda: "w-2" in told.reconciler.specs)
+        await told.until(w_2=State.STARTING)
+        told.engine.dies("w-1")
+        told.engine.dies("w-3")
+        await told.until(w_1=State.STARTING, w_3=State.STARTING)
+        told.engine.release("answer w-2")
+        await told.until(w_2=State.READY)
+        more = worker("w-4", depends_on=())
+        want(told, *CROWD, more, limit=StartLimit(1))
+        await told.reconciler.until(lambda: told.reconciler.held_back("w-4") is not None)
+        told.engine.release("answer w-1")
+        await told.until(w_1=State.READY)
+        assert told.reconciler.statuses["w-4"].state is State.STOPPED
+        told.engine.release("answer w-3")
+        await told.until(w_4=State.READY)
+
+
+@story
+async def test_a_start_that_hangs_keeps_its_place_until_its_deadline_or_until_it_is_stopped() -> (
+    None
+):
+    small, middle, large = CROWD
+    assert large.startup is not None
+    hung = replace(large, startup=replace(large.startup, deadline=0.01))
+    async with running(small, middle, hung, up=False, limit=StartLimit(1)) as told:
+        told.engine.hold("answer w-3", "exit w-3", "answer w-2")
+        await told.until(w_3=State.STOPPING, w_2=State.STARTING)
+        assert told.order("spawn") == ["w-3", "w-2"]
+        told.stop_instances(["w-2"], "asked to stop")
+        await told.until(w_1=State.READY)
+
+
+@story
+async def test_controller_and_api_server_wait_for_no_place() -> None:
+    async with running(*CLUSTER, up=False, limit=StartLimit(1)) as told:
+        told.engine.hold("answer vicuna-0", "answer api_server")
+        await told.until(vicuna_0=State.STARTING, api_server=State.STARTING)
+        assert told.order("spawn") == ["controller", "api_server", "vicuna-0"]
+        told.engine.release("answer api_server")
+        await told.until(webui=State.READY)
+        assert told.reconciler.statuses["vicuna-1"].state is State.STOPPED
+        told.engine.release("answer vicuna-0")
+        await told.ready()
+
+
 # ---------------------------------------------------------------- another file
 
 
@@ -648,8 +746,10 @@ def surging(launch: str, *, listen: tuple[str, int] | None = None) -> InstanceSp
     return replace(plain, beside=replace(plain, name="owl-0.b"))
 
 
-def want(told: Story, *specs: InstanceSpec, retry: bool = False) -> None:
-    told.reconciler.post(Want({one.slot: one for one in specs}, {}, retry))
+def want(
+    told: Story, *specs: InstanceSpec, retry: bool = False, limit: StartLimit | None = None
+) -> None:
+    told.reconciler.post(Want({one.slot: one for one in specs}, {}, retry, limit))
 
 
 async def settled(told: Story) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 def test_no_request_fails_while_the_file_is_edited(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     told = _run(
-        *("--small", "--saves", "0", "--requests", "300", "--clients", "6"),
+        *("--small", "--requests", "300", "--clients", "6"),
         *("--keep", str(tmp_path / "cluster"), "--json", str(figures)),
     )
     assert figures.exists(), told

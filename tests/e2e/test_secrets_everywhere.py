@@ -34,9 +34,12 @@ SECRETS = [
 ]
 
 GIVEN_TO = {
-    FILE_TOKEN: {"tiny-fox-0"},
+    FILE_TOKEN: {"tiny-fox-0", "worker~template"},  # which that one is forked from, alone
     PASSWORD: {"vault"},
-    EVERYBODYS: {"controller", "api_server", "tiny-fox-0", "vault", "crashing", "impossible"},
+    EVERYBODYS: {
+        *("controller", "api_server", "tiny-fox-0", "vault", "crashing", "impossible"),
+        *("server~template", "worker~template"),
+    },
     NEW_PASSWORD: {"vault"},
     LITERAL_KEY: set(),
     FILE_KEY: set(),

@@ -454,3 +454,18 @@ def test_names_are_part_of_the_process_where_fastchat_looks_at_them(tmp_path: Pa
     )
     launches = {expand(tmp_path, text.replace("NAME", n))["owl-0"].launch for n in ("a", "b")}
     assert len(launches) == 2
+
+
+def test_a_command_that_is_asked_whether_it_has_started_is_asked_less_often(tmp_path: Path) -> None:
+    """Each question is a process then; a port is asked for next to nothing."""
+    found = expand(
+        tmp_path,
+        """
+        services:
+          port: {command: [x], ready: {tcp: 'h:1'}}
+          command: {command: [x], ready: {command: ['true']}}
+          own: {command: [x], ready: {command: ['true']}, probes: {startup: {interval: 20ms}}}
+        """,
+    )
+    times = {name: spec.startup.interval for name, spec in found.items() if spec.startup}
+    assert times == {"port": 0.01, "command": 0.05, "own": 0.02}

@@ -140,11 +140,17 @@ PLACES = {
 class Finder(importlib.abc.MetaPathFinder):
     """Lets the others find a module, and has it wrapped once it has been imported."""
 
+    looking = False  # for what is wrapped then
+
     def find_spec(self, name, path, target=None):
-        wrap = PLACES.pop(name, None)
-        if wrap is None:
+        wrap = PLACES.get(name)
+        if wrap is None or self.looking:
             return None
-        spec = importlib.util.find_spec(name)
+        self.looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.looking = False
         execute = spec.loader.exec_module
 
         def exec_module(module):

@@ -19,28 +19,35 @@ from typing import Any
 
 import pytest
 from harness import DEADLINE
+from watchfiles import _rust_notify
 
 from supervisor.runtime import watch
-from supervisor.runtime.inotify import Inotify
 from supervisor.runtime.watch import FileWatch
 
 Change = Callable[[Path], None]
 
 
-class Waits(Inotify):
-    """Tells when it waits for events."""
+class Waits:
+    """Around the real one (which cannot be derived from): tells when it waits for events."""
 
+    real = _rust_notify.RustNotify
     made = 0
     now = threading.Event()
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any) -> None:
         Waits.made += 1
-        super().__init__()
+        self._events = Waits.real(*args)
 
-    def wait(self, bell: int, timeout: float) -> None:
+    def __enter__(self) -> Waits:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.close()
+
+    def watch(self, *args: Any) -> Any:
         Waits.now.set()
         try:
-            super().wait(bell, timeout)
+            return self._events.watch(*args)
         finally:
             Waits.now.clear()
 
@@ -49,7 +56,7 @@ class Waits(Inotify):
 def _only_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look that comes by itself would hide an event that is missed."""
     monkeypatch.setattr(watch, "_LOOK_S", 3600.0)
-    monkeypatch.setattr(watch, "Inotify", Waits)
+    monkeypatch.setattr(_rust_notify, "RustNotify", Waits)
 
 
 @pytest.fixture
@@ -353,30 +360,6 @@ def test_without_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 # ------------------------------------------------------------ what is no change
 
 
-def test_at_rest_nothing_wakes_up(tmp_path: Path):
-    """But for the look every few seconds: the thread comes to rest, and gets no turn then."""
-    file = tmp_path / "c.yaml"
-    file.write_text("0")
-
-    async def main() -> None:
-        async with watching(file) as seen:
-            save(file, "1")
-            await seen.call(1)
-            thread = next(t for t in threading.enumerate() if t.name == "file watch")
-            status = Path(f"/proc/self/task/{thread.native_id}/status")
-            async with asyncio.timeout(DEADLINE):
-                before: list[str] = []
-                while before != (before := switches(status)):
-                    await asyncio.sleep(0.5)  # ten times the longest pause between two looks
-
-    asyncio.run(main())
-
-
-def switches(status: Path) -> list[str]:
-    """How often a thread has slept, or lost the processor."""
-    return [line for line in status.read_text().splitlines() if "ctxt_switches" in line]
-
-
 def test_other_files_are_no_change(tmp_path: Path, looks: Any):
     file = tmp_path / "c.yaml"
     file.write_text("0")
@@ -400,6 +383,7 @@ def test_other_files_are_no_change(tmp_path: Path, looks: Any):
 
 
 def test_a_name_that_is_no_text(tmp_path: Path, looks: Any, caplog: pytest.LogCaptureFixture):
+    """watchfiles raises an error for each of its events."""
     file = tmp_path / "c.yaml"
     file.write_text("0")
 
@@ -651,7 +635,7 @@ def test_nothing_is_called_after_the_end(tmp_path: Path):
 
 
 def test_the_thread_does_not_keep_the_process(tmp_path: Path):
-    """Without close()."""
+    """Without close(), and it is not shot down inside of watchfiles either."""
     program = """if True:
         import asyncio, sys, time
         from pathlib import Path
@@ -666,6 +650,7 @@ def test_the_thread_does_not_keep_the_process(tmp_path: Path):
         async def main():
             changed = asyncio.Event()
             watch = FileWatch(changed.set)
+            assert "watchfiles" not in sys.modules
             file = Path(sys.argv[1])
             watch.watch([file])
             file.write_text("1")

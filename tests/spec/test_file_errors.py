@@ -316,6 +316,21 @@ MISTAKES = [
         "1:61: workers.a.probes.readiness.interval: must be at least 0.01",
     ),
     (
+        "a number of starts that is none",
+        "workers: {a: {model_path: x}}\nmax_parallel_starts: many",
+        "2:22: max_parallel_starts: must be a whole number, or auto",
+    ),
+    (
+        "no start at all",
+        "workers: {a: {model_path: x}}\nmax_parallel_starts: 0",
+        "2:22: max_parallel_starts: must be at least 1",
+    ),
+    (
+        "a truth value where a number of starts stands",
+        "workers: {a: {model_path: x}}\nmax_parallel_starts: yes",
+        "2:22: max_parallel_starts: must be a number, not true or false",
+    ),
+    (
         "a probe with two questions, and one that only workers understand",
         "services: {a: {command: [x], ready: {tcp: 'h:1', http: 'http://h/'},"
         " probes: {startup: {fastchat: embed}}}}",

@@ -14,5 +14,6 @@ fails without it, and steps aside where FastChat no longer needs it.
 Environment:
   LLM_SUPERVISOR_NO_REGISTER=1   workers never speak to the controller (the supervisor registers)
   LLM_SUPERVISOR_PROGRESS=PATH   workers note there what they do (`progress`)
+  LLM_SUPERVISOR_READ_AHEAD=...  large weights that workers are about to load (`read_ahead`)
   LLM_SUPERVISOR_SECRETS=stdin   openai_api_server reads {"api_keys": [...]} from stdin up to EOF
 """

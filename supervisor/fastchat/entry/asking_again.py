@@ -23,6 +23,7 @@ import aiohttp
 from fastchat.constants import WORKER_API_TIMEOUT, ErrorCode
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.25  # seconds between two tries
+SHARE_OF_WAIT = 0.1  # by which an answer may come later than it could
 CONNECT_SECONDS = 3  # enough for a SYN that was lost; a machine that is gone never answers one
 REMEMBER_SECONDS = 60  # for so long a model that is not listed any more is waited for
 AWAY = (502, 503, 504)  # what a proxy answers for somebody who is away, and uvicorn when it is full
@@ -105,7 +106,6 @@ class Patience:
     def __init__(self, seconds, logger):
         self.seconds = seconds
         self.logger = logger
-        self.pause = FIRST_PAUSE
         self.deadline = None
         self.reason = None
 
@@ -119,10 +119,11 @@ class Patience:
         if reason != self.reason:
             self.reason = reason
             self.logger.warning(f"{reason}; asks again for up to {self.deadline - now:.1f} s")
-        if now + self.pause > self.deadline:
+        waited = now - (self.deadline - self.seconds)
+        pause = min(max(FIRST_PAUSE, SHARE_OF_WAIT * waited), LONGEST_PAUSE)
+        if now + pause > self.deadline:
             raise unanswered
-        await asyncio.sleep(self.pause)
-        self.pause = min(2 * self.pause, LONGEST_PAUSE)
+        await asyncio.sleep(pause)
 
 
 class Asker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import functools
 import gc
 import logging
 import os
@@ -13,6 +14,7 @@ import socket
 import sys
 
 import progress  # before the lines below, which take this folder off the path
+import read_ahead
 import requests
 import uvicorn
 
@@ -36,20 +38,28 @@ def run(name):
 
 def run_worker(name):
     """Run the worker module `fastchat.serve.NAME` with the mends that every worker needs."""
+    read_ahead.begin()
     # An import makes no garbage; looking for some takes a fifth of the time of all imports.
     gc.disable()
-    # Before FastChat's module is imported, because it copies names from what is mended here.
+    prepare_worker()
     keep_out_of_access_log("/worker_get_status")
-    read_context_length_without_factor()
-    give_tokenizers_batch_encode_plus()
     if os.environ.get("LLM_SUPERVISOR_NO_REGISTER") == "1":
         leave_registration_to_the_supervisor()
-    import fastchat.model.model_adapter  # noqa: F401  # all that is heavy
-
     gc.enable()
     spare_collections_what_stays()
     note_progress()
     run(name)
+
+
+@functools.cache  # a process that is forked from a template finds it done
+def prepare_worker():
+    """What needs nothing of the process: mends, and imports of all that is heavy.
+
+    In this order, because FastChat's modules copy names from what is mended here.
+    """
+    read_context_length_without_factor()
+    give_tokenizers_batch_encode_plus()
+    import fastchat.model.model_adapter  # noqa: F401
 
 
 def serve(app, args, server_class=uvicorn.Server):

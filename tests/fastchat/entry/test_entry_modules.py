@@ -12,7 +12,10 @@ import pytest
 # FastChat imports these itself, so they are there wherever FastChat is.
 AT_HAND = {"aiohttp", "fastapi", "fastchat", "requests", "transformers", "uvicorn"}
 # What belongs to more than one entry module, or is too much for one.
-SHARED = {"asking_again", "asking_itself", "gentle_server", "mending", "progress"}
+SHARED = {
+    *("asking_again", "asking_itself", "gentle_server", "mending", "progress", "read_ahead"),
+    "template",
+}
 
 
 def imported_by(tree):
