@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from supervisor.cli import journald
-from supervisor.cli.client import Client
 from supervisor.cli.failure import DONE, FAILED, USAGE, Failure
 from supervisor.cli.locations import (
     client_log_dir,
@@ -161,6 +160,7 @@ def _await_ready(
     """``start`` is where the supervisor's own words begin in its log."""
     ready = False
     if _answers(arguments, process, end):
+        from supervisor.cli.client import Client
         from supervisor.cli.wait import wait_until_ready
 
         left = None if end is None else max(0.0, end - time.monotonic())
@@ -204,6 +204,8 @@ def _answers(
     Another one that was started at the same moment may answer in its place: that is not ours, which
     is about to end and to say so.
     """
+    from supervisor.cli.client import Client
+
     while process.poll() is None and (end is None or time.monotonic() < end):
         try:
             if Client(arguments).get("/v1/status")["cluster"]["pid"] == process.pid:

@@ -39,14 +39,15 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class _Sign:
-    pattern: re.Pattern[str]
+    pattern: str
+    """Not compiled before the first death: a start has no time for it."""
     kind: CauseClass
     meaning: str
     """Empty where the line says it better."""
 
 
 def _sign(kind: CauseClass, meaning: str, *patterns: str) -> _Sign:
-    return _Sign(re.compile("|".join(patterns)), kind, meaning)
+    return _Sign("|".join(patterns), kind, meaning)
 
 
 _SIGNS = (
@@ -183,7 +184,7 @@ def _explained(ended: str, said: Sequence[str]) -> Diagnosis:
         if _SEE_ABOVE.search(line):
             referring = referring or line
             continue
-        sign = next((sign for sign in _SIGNS if sign.pattern.search(line)), None)
+        sign = next((sign for sign in _SIGNS if re.search(sign.pattern, line)), None)
         if sign is not None and sign.meaning:
             return Diagnosis(f"{ended}: {sign.meaning} ({_short(line)})", sign.kind)
         if sign is not None:

@@ -1,4 +1,7 @@
-"""The cluster file while it runs: read again, planned, applied; a bad one changes nothing."""
+"""The cluster file while it runs: read again, planned, applied; a bad one changes nothing.
+
+Planning is imported when it is first needed: a first start has nothing to plan.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from supervisor.core.cluster import ClusterState
 from supervisor.core.instance import InstanceSpec
@@ -15,13 +19,14 @@ from supervisor.core.lifecycle import State
 from supervisor.core.order import StartLimit
 from supervisor.daemon.effects import LocalEffects
 from supervisor.daemon.journal import Journal
-from supervisor.daemon.planning import at_next_up, changes_of, planned
 from supervisor.daemon.prepare import ports_of, prepare, start_limit
 from supervisor.daemon.reconciler import Reconciler, Want
-from supervisor.daemon.views import PlanView
 from supervisor.runtime.rundir import RunDir, RunDirError
 from supervisor.spec.load import ClusterFile, load, load_text
 from supervisor.spec.problems import Problem, SpecError
+
+if TYPE_CHECKING:
+    from supervisor.daemon.views import PlanView
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +75,8 @@ class Reloader:
                 self.tell_problems(error.problems)
                 self.read(self.file, error.named)
                 raise
+            from supervisor.daemon.planning import changes_of
+
             self._tell_mended()
             plan = self._planned(file, wanted)
             changed = bool(changes_of(plan))
@@ -126,6 +133,8 @@ class Reloader:
     def _planned(self, file: ClusterFile, wanted: Mapping[str, InstanceSpec]) -> PlanView:
         """Against what is wanted until now, and not what is there: a change that is under way, or
         was given up, is none."""
+        from supervisor.daemon.planning import planned
+
         return planned(self.wanted, wanted, self.file, file)
 
     def _apply(
@@ -137,6 +146,8 @@ class Reloader:
         *,
         retry: bool,
     ) -> None:
+        from supervisor.daemon.planning import at_next_up, changes_of
+
         old, self.file, self.wanted = self.file, file, wanted
         self.read(file, file.named)
         changes = changes_of(plan)

@@ -6,8 +6,6 @@ import errno
 import os
 import socket
 
-import psutil
-
 from supervisor.runtime import tree
 
 
@@ -35,6 +33,8 @@ def why_taken(host: str, port: int) -> str | None:
 
 def holder_of(port: int) -> int | None:
     """The pid of who listens on a port; None if nobody does, or that cannot be found out."""
+    import psutil  # when a port is taken, and not before
+
     try:
         connections = psutil.net_connections(kind="tcp")
     except (psutil.AccessDenied, OSError):
@@ -79,6 +79,8 @@ def _describe(pid: int) -> str:
 
 
 def _name(pid: int) -> str:
+    import psutil
+
     try:
         return psutil.Process(pid).name()
     except psutil.Error:

@@ -586,7 +586,7 @@ class Processes:
         seen = self._look_around()
         apart = set(below)
         for pid in seen.pids:
-            if pid in apart:
+            if pid in apart or pid in self._leaders:  # it may be one by now
                 continue
             is_its = seen.mark_of(pid) == mark or (session is not None and _session(pid) == session)
             if is_its and tree.born(pid) is not None:

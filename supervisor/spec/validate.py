@@ -8,9 +8,8 @@ again: one save shows every mistake.
 from __future__ import annotations
 
 import copy
-import difflib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -232,10 +231,8 @@ def _what(detail: Any, path: Path) -> str:
     if kind == "missing":
         return "is required; add it"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        close = difflib.get_close_matches(
-            str(context.get("tag", "")), WORKER_KINDS, n=1, cutoff=0.4
-        )
-        meant = f"; did you mean {close[0]!r}?" if close else ""
+        close = _close(str(context.get("tag", "")), WORKER_KINDS, cutoff=0.4)
+        meant = f"; did you mean {close!r}?" if close else ""
         return f"must be one of {', '.join(WORKER_KINDS)}{meant}"
     if kind in ("literal_error", "enum"):
         return f"must be one of {context['expected'].replace(chr(39), '')}"
@@ -253,12 +250,19 @@ def _what(detail: Any, path: Path) -> str:
     return str(detail["msg"]).replace("Input should", "must")
 
 
+def _close(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """What was probably meant."""
+    import difflib  # a file without mistakes does not need it
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+
+
 def _unknown_key(name: str, location: tuple[str | int, ...]) -> str:
     model = _model_at(location[:-1])
     known = list(model.model_fields) if model else []
-    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    close = _close(name.replace("-", "_"), known)
     if close:
-        return f"unknown key {name!r}; did you mean {close[0]!r}?"
+        return f"unknown key {name!r}; did you mean {close!r}?"
     owners = [kind for kind, worker in WORKER_KINDS.items() if name in worker.model_fields]
     if owners and location[0] == "workers":
         return f"this kind of worker has no option {name!r}, only {', '.join(owners)}; remove it"
