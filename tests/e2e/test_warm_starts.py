@@ -19,6 +19,7 @@ from harness import Cluster, alive, free_ports, until
 
 pytestmark = pytest.mark.e2e
 
+API_KEY = "sk-test-key-that-no-template-is-told"
 WORKERS = ("tiny-owl-0", "tiny-owl-1", "tiny-fox-0")
 
 
@@ -49,13 +50,17 @@ class Warm:
 
     def chat(self, model: str) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+        key = {"Authorization": f"Bearer {API_KEY}"}
+        url = f"{self.url}/v1/chat/completions"
+        return httpx.post(url, json=body, headers=key, timeout=60, trust_env=False)
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     controller, api = free_ports(2)
-    cluster = Cluster(tmp_path_factory.mktemp("warm")).write(demo_file(controller, api))
+    cluster = Cluster(tmp_path_factory.mktemp("warm")).write(
+        demo_file(controller, api, key=API_KEY)
+    )
     yield Warm(cluster.up(), f"http://127.0.0.1:{api}", f"http://127.0.0.1:{controller}")
     cluster.down()
 
@@ -171,11 +176,23 @@ def test_an_edit_makes_starts_cold_and_touches_nothing_that_runs(left: Warm) -> 
     assert left.chat("tiny-fox").status_code == 200
 
 
-def test_no_secret_is_in_what_a_template_writes(left: Warm) -> None:
+def test_no_template_knows_a_secret_of_what_was_forked_from_it(left: Warm) -> None:
+    pid = left.template("server")
+    assert left.templates()["server~template"]["forks"] > 0
+    assert left.chat("tiny-owl").status_code == 200
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb") as memory:
+        for line in maps:
+            span, rights, *_ = line.split()
+            start, end = (int(number, 16) for number in span.split("-"))
+            if rights.startswith("rw"):
+                memory.seek(start)
+                assert API_KEY.encode() not in memory.read(end - start), line
     for kind in ("worker", "server"):
         log = left.cluster.log(f"{kind}~template")
         assert "starting" in log
-        assert "Traceback" not in log
+        assert API_KEY not in log
+    opened = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()]
+    assert not any("memfd" in one for one in opened)
 
 
 def test_down_leaves_nothing_and_has_nothing_to_clear_up(left: Warm) -> None:
