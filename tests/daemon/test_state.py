@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 from instances import instance
 
-from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State, Status
 from supervisor.core.rollout import History, Member
 from supervisor.daemon import state
@@ -113,14 +112,14 @@ def test_notes_of_one_state_after_another_are_those_of_each() -> None:
 
 @pytest.mark.parametrize("count", [10, 1000])
 def test_what_has_not_changed_costs_no_work(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    bare, worked_out = state._bare, 0
+    plain, worked_out = state._plain, 0
 
-    def counted(spec: InstanceSpec) -> InstanceSpec:
+    def counted(value: object) -> object:
         nonlocal worked_out
         worked_out += 1
-        return bare(spec)
+        return plain(value)
 
-    monkeypatch.setattr(state, "_bare", counted)
+    monkeypatch.setattr(state, "_plain", counted)
     notes, known = state.Notes(), many(count)
     notes.write(known)
     worked_out = 0
