@@ -148,10 +148,10 @@ class Notes:
         """As ``state.write`` does."""
         self._before, self._texts = self._texts, {}
         histories = (
-            b"%b:%b" % (to_json(slot), self._text(one)) for slot, one in state.histories.items()
+            b"%b:%b" % (to_json(slot), self._history(one)) for slot, one in state.histories.items()
         )
         pieces = {
-            "members": b"[%b]" % b",".join(map(self._text, state.members)),
+            "members": b"[%b]" % b",".join(map(self._member, state.members)),
             "histories": b"{%b}" % b",".join(histories),
         }
         whole = b",".join(
@@ -161,28 +161,25 @@ class Notes:
         head = b'"version":%b,"boot_id":%b' % (to_json(VERSION), to_json(boot_id()))
         return b'{%b,"state":{%b}}' % (head, whole)
 
-    def _text(self, value: object) -> bytes:
-        match value:
-            case None | True | False:
-                return _WORDS[value]
-            case Member() | History():
-                return b"{%b}" % b",".join(
-                    b'"%b":%b' % (name.encode(), self._text(getattr(value, name)))
-                    for name in value.__dataclass_fields__
-                )
-            case InstanceSpec() | Status():
-                known = self._before.get(id(value))
-                if known is None:
-                    known = (
-                        value,
-                        to_json(_bare(value) if isinstance(value, InstanceSpec) else value),
-                    )
-                self._texts[id(value)] = known
-                return known[1]
-        return to_json(value)
+    def _member(self, one: Member) -> bytes:
+        spec, status = self._text(one.spec), self._text(one.status)
+        rest = _WORDS[one.leaving], _WORDS[one.outdated]
+        return b'{"spec":%b,"status":%b,"leaving":%b,"outdated":%b}' % (spec, status, *rest)
+
+    def _history(self, one: History) -> bytes:
+        good = b"null" if one.good is None else self._text(one.good)
+        failure = b"null" if one.failure is None else to_json(one.failure)
+        return b'{"good":%b,"failure":%b}' % (good, failure)
+
+    def _text(self, value: InstanceSpec | Status) -> bytes:
+        known = self._before.get(id(value))
+        if known is None:
+            known = value, to_json(_bare(value) if isinstance(value, InstanceSpec) else value)
+        self._texts[id(value)] = known
+        return known[1]
 
 
-_WORDS = {None: b"null", True: b"true", False: b"false"}
+_WORDS = {True: b"true", False: b"false"}
 
 
 def _bare(spec: InstanceSpec) -> dict[str, object]:
