@@ -57,6 +57,11 @@ needs it, unless `controller.external` names one that runs elsewhere. Top-level 
 without a port take a free one from `port_range`, and take the same one again after a restart.
 The address under which the controller reaches a worker follows its `host` and `port`.
 
+**Starting.** What depends on nothing starts at once; workers do when the controller is ready, at
+most `max_parallel_starts` at a time, those with the largest weights on disk first. `status` and
+`why` tell who waits for whom. A worker makes room when it has answered, failed or been stopped. A
+changed worker that is to be replaced in its place serves until there is room for its successor.
+
 **GPUs.** `gpus` lists what a service may use. They are dealt out to its replicas in order,
 `num_gpus` to each, or evenly if that is left out; when the list ends it begins again. Each replica
 sees its own GPUs only (`CUDA_VISIBLE_DEVICES`). With `device: cpu` it sees none. Without `gpus` it

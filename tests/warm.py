@@ -37,7 +37,7 @@ OURS = {
 
 def template(kind: str = "server", **env: str) -> Template:
     argv = (sys.executable, str(ENTRY / "template.py"), kind)
-    return Template(kind, argv, tuple(sorted((OURS | env).items())))
+    return Template(kind, argv, tuple(sorted((OURS | env).items())), "/")
 
 
 def small_environment() -> dict[str, str]:
@@ -91,6 +91,7 @@ class House:
         finally:
             await self.templates.close()
             await self.processes.close(spare=None)
+            self.processes.keep_listening(())
             asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
     def output(self, name: str) -> int:

@@ -102,6 +102,8 @@ class Template:
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = field(repr=False)
     """What an import may look at; the rest a forked process is given of its own."""
+    cwd: str
+    """Relative paths in its environment are looked for there."""
 
     def __str__(self) -> str:
         return f"template for {self.kind}s"

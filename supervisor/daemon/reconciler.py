@@ -353,6 +353,7 @@ class Reconciler:
         self._histories = dict(known.histories)
         self._counts = dict(known.counts)
         self._sort()
+        self._keep_templates()
         for name in adoption.strays:
             with _surviving(name, "strays"):
                 self._effects.clear(name)

@@ -380,7 +380,7 @@ class _Expansion:
         launch = _digest(launched_as or argv, sorted(variables.items()), cwd, secret_input)
         template = None
         if isinstance(entry, spec.PythonService):
-            template = self._template(entry, Path(argv[1]).stem, variables)
+            template = self._template(entry, Path(argv[1]).stem, variables, cwd)
         variables |= hints or {}
         variables |= _no_proxy({**self._environ, **given}, self._hosts)
         return InstanceSpec(
@@ -422,7 +422,7 @@ class _Expansion:
         )
 
     def _template(
-        self, entry: spec.PythonService, module: str, variables: Mapping[str, str]
+        self, entry: spec.PythonService, module: str, variables: Mapping[str, str], cwd: str
     ) -> Template | None:
         """What its process is forked from; one template for all that import the same in the same
         environment."""
@@ -434,7 +434,7 @@ class _Expansion:
             return None
         seen = {name: value for name, value in variables.items() if not _is_seen_late(name)}
         argv = (self._python(entry), str(ENTRY / "template.py"), kind)
-        return Template(kind, argv, tuple(sorted(seen.items())))
+        return Template(kind, argv, tuple(sorted(seen.items())), cwd)
 
     def _entry(self, module: str, service: spec.PythonService, words: list[str]) -> tuple[str, ...]:
         return (self._python(service), str(ENTRY / f"{module}.py"), *words, *service.args)

@@ -20,7 +20,7 @@ _Loop = Coroutine[Any, Any, None]
 
 _SLOWEST_STARTUP = 2.0
 """Seconds between two questions to a start that takes long."""
-_SHARE_OF_START = 0.02
+_SHARE_OF_START = 0.01
 """A start is noticed late by at most this share of what it took: asking a port that nobody listens
 on yet costs a tenth of a millisecond."""
 _AFTER_WRONG_ANSWER = 5.0

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import functools
 import logging
 import os
 import subprocess
@@ -30,12 +28,13 @@ from supervisor.core.diagnosis import CauseClass
 from supervisor.core.instance import InstanceSpec, Template
 from supervisor.core.lifecycle import Event, Exited, Spawned, SpawnFailed, Stage
 from supervisor.runtime import pidfd, tree
-from supervisor.runtime.cgroups import Cgroups, enter
+from supervisor.runtime.cgroups import Cgroups
 from supervisor.runtime.descriptors import hold_reserve, with_reserve
-from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, Leftover, birth
-from supervisor.runtime.listeners import Listeners, PortTaken
+from supervisor.runtime.launching import Launcher, Needs, class_of, popen, why_not_started
+from supervisor.runtime.leftovers import Leftover
+from supervisor.runtime.listeners import Listeners
 from supervisor.runtime.signals import on_signal
-from supervisor.runtime.templates import Forked, Job, NoTemplate, Templates, memory_file
+from supervisor.runtime.templates import Forked, NoTemplate, Templates
 
 log = logging.getLogger(__name__)
 
@@ -70,24 +69,6 @@ class _Process:
     pause: float = _ORPHANS_PAUSES[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Needs:
-    """What a process is given at its start; its descriptors are ours until ``close``."""
-
-    env: Mapping[str, str] = field(repr=False)
-    stdin: int
-    output: int
-    numbered: Mapping[str, int]
-    """Descriptors that it inherits, by the variable that tells the number."""
-    _opened: contextlib.ExitStack
-
-    def as_job(self, spec: InstanceSpec) -> Job:
-        return Job(spec.argv, self.env, spec.cwd, self.stdin, self.output, self.numbered)
-
-    def close(self) -> None:
-        self._opened.close()
-
-
 @dataclass
 class _Seen:
     """Processes that may be strays: our children, or all of the machine, but for leaders."""
@@ -112,7 +93,6 @@ class Processes:
 
     def __init__(self, mark: str, environ: Mapping[str, str], deliver: Deliver) -> None:
         self._mark = mark
-        self._environ = environ
         self._deliver = deliver
         self._leaders: dict[int, _Process] = {}
         self._current: dict[str, _Process] = {}
@@ -124,8 +104,7 @@ class Processes:
         """There is, or was, one: strays may be anywhere."""
         self._seen: _Seen | None = None
         """What there is besides leaders, while this turn of the loop lasts."""
-        self._listeners = Listeners()
-        self._cgroups: Cgroups | None = None
+        self._launcher = Launcher(mark, environ)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, asyncio.Future[Forked]] = {}
         """Instances that are to be forked from a template."""
@@ -133,21 +112,23 @@ class Processes:
     @property
     def listeners(self) -> Listeners:
         """The listening sockets that instances are given."""
-        return self._listeners
+        return self._launcher.listeners
+
+    @property
+    def _cgroups(self) -> Cgroups | None:
+        return self._launcher.cgroups
 
     def prepare(self) -> None:
         """To be called before anything is spawned."""
         tree.become_subreaper()
         hold_reserve()
-        groups = Cgroups.find(self._environ)
-        self._cgroups = groups if groups is not None and groups.settle() else None
+        self._launcher.settle()
 
     def start(self) -> None:
         """Watch for exits. Must run in the main thread."""
         on_signal(SIGCHLD, self._reap)
-        asyncio.get_running_loop().call_soon(
-            self._reap
-        )  # what ended while we became another program
+        # What has ended while we became another program.
+        asyncio.get_running_loop().call_soon(self._reap)
 
     # ------------------------------------------------------------ instances
 
@@ -165,6 +146,8 @@ class Processes:
         """
         before = self._clearing.get(spec.name)
         template = spec.template if templates is not None else None
+        if not os.path.isdir(spec.cwd):
+            template = None  # what is wrong is told by a cold start
         if before is None and template is None:
             self._spawn(spec, run, output)
             return
@@ -260,16 +243,14 @@ class Processes:
 
     def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None:
         """Close the listening sockets of instances for all other addresses."""
-        self._listeners.keep(addresses)
+        self.listeners.keep(addresses)
 
     def _spawn(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> None:
         """As a program of its own."""
-        try:
-            pid = with_reserve(lambda: self._execute(spec, run, output))
-        except OSError as error:
-            self._could_not(spec, run, error)
-            return
-        self._began(spec, run, pid, "started")
+        needs = self._provide(spec, run, output)
+        if needs is not None:
+            with contextlib.closing(needs):
+                self._execute(spec, run, needs)
 
     async def _fork(
         self,
@@ -280,31 +261,36 @@ class Processes:
         templates: Templates,
     ) -> None:
         """As a copy of a process that has imported what it needs; as a program if there is none."""
-        try:
-            needs = with_reserve(lambda: self._needs(spec, run, output))
-        except OSError as error:
-            self._could_not(spec, run, error)
+        needs = self._provide(spec, run, output)
+        if needs is None:
             return
+        with contextlib.closing(needs):
+            try:
+                forked = await self._forked(spec, needs, template, templates)
+            except asyncio.CancelledError:
+                why = "it was told to stop before it began"
+                self._deliver(spec.name, SpawnFailed(run, why, CauseClass.UNKNOWN))
+                return
+            if forked is None or not self._is_waiting(forked):
+                self._execute(spec, run, needs)
+                return
+        self._began(spec, run, forked.pid, "forked from a warm template")
+        forked.begin()
+
+    async def _forked(
+        self, spec: InstanceSpec, needs: Needs, template: Template, templates: Templates
+    ) -> Forked | None:
+        """None: it has to be started cold."""
         waiting = asyncio.ensure_future(templates.fork(template, needs.as_job(spec)))
         self._waiting[spec.name] = waiting
         try:
-            forked = await waiting
+            return await waiting
         except NoTemplate as reason:
             level = logging.WARNING if spec.warmth == "warm" else logging.INFO
             log.log(level, "%s is started cold: %s", spec.name, reason)
-            forked = None
-        except asyncio.CancelledError:
-            why = "it was told to stop before it began"
-            self._deliver(spec.name, SpawnFailed(run, why, CauseClass.UNKNOWN))
-            return
+            return None
         finally:
             del self._waiting[spec.name]
-            needs.close()
-        if forked is None or not self._is_waiting(forked):
-            self._spawn(spec, run, output)
-            return
-        self._began(spec, run, forked.pid, "forked from a warm template")
-        forked.begin()
 
     def _is_waiting(self, forked: Forked) -> bool:
         """Not if somebody has killed it meanwhile: it may have been reaped as nobody's."""
@@ -315,54 +301,31 @@ class Processes:
         return False
 
     def _began(self, spec: InstanceSpec, run: int, pid: int, how: str) -> None:
-        if self._cgroups is not None:
-            self._cgroups.place(spec.name, pid)
-        tree.take_usual_oom_score(pid)
+        self._launcher.place(spec.name, pid)
         stat = tree.stat_of(pid)  # there is one: it is our child, and only we reap it
         process = _Process(spec.name, run, pid, stat.born if stat else 0)
         self._leaders[pid] = self._current[spec.name] = process
         self._deliver(spec.name, Spawned(run, pid, process.born, how))
 
-    def _could_not(self, spec: InstanceSpec, run: int, error: OSError) -> None:
-        cause = _why_not_started(spec, error)
-        self._deliver(spec.name, SpawnFailed(run, cause, _class_of(error)))
-
-    def _execute(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> int:
-        needs = self._needs(spec, run, output)
-        entry = None if self._cgroups is None else self._cgroups.open_entry(spec.name)
+    def _provide(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> Needs | None:
+        """None, and it is told, if it cannot be had."""
         try:
-            return _popen(
-                spec.argv,
-                cwd=spec.cwd,
-                env={**needs.env, **{name: str(fd) for name, fd in needs.numbered.items()}},
-                stdin=needs.stdin,
-                output=needs.output,
-                handed_over=tuple(needs.numbered.values()),
-                entry=entry,
-            )
-        finally:
-            needs.close()
-            if entry is not None:
-                os.close(entry)
+            return with_reserve(lambda: self._launcher.provide(spec, run, output))
+        except OSError as error:
+            self._could_not(spec, run, error)
+            return None
 
-    def _needs(self, spec: InstanceSpec, run: int, output: Callable[[], int]) -> _Needs:
-        """Raises OSError, and leaves nothing open then."""
-        env = {**self._env(spec), BIRTH: birth(run, spec.port, spec.launch)}
-        numbered = {}
-        listener = None if spec.listen is None else self._listeners.open(spec.listen)
-        with contextlib.ExitStack() as opened:
-            if listener is not None:
-                # A copy: while a template imports, it may be dropped, and its number another's.
-                numbered[LISTEN_FD] = os.dup(listener)
-                opened.callback(os.close, numbered[LISTEN_FD])
-            sink = output()
-            opened.callback(os.close, sink)
-            if spec.secret_input is None:
-                stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            else:
-                stdin = memory_file("llm-supervisor-secret", spec.secret_input)
-            opened.callback(os.close, stdin)
-            return _Needs(env, stdin, sink, numbered, opened.pop_all())
+    def _execute(self, spec: InstanceSpec, run: int, needs: Needs) -> None:
+        try:
+            pid = with_reserve(lambda: self._launcher.execute(spec, needs))
+        except OSError as error:
+            self._could_not(spec, run, error)
+        else:
+            self._began(spec, run, pid, "started")
+
+    def _could_not(self, spec: InstanceSpec, run: int, error: OSError) -> None:
+        cause = why_not_started(spec, error)
+        self._deliver(spec.name, SpawnFailed(run, cause, class_of(error)))
 
     def start_template(
         self,
@@ -373,33 +336,18 @@ class Processes:
         descriptor: int,
         exited: Callable[[int], None],
     ) -> int:
-        """Start a process that inherits ``descriptor``; its pid. Raises OSError."""
-        mark = {tree.MARK: f"{self._mark}/{name}"}
-        env = {**self._environ, **dict(template.env), **mark, **variables}
+        """Start a process that inherits ``descriptor``, and call ``exited`` with its status; its
+        pid. Raises OSError."""
+        pid = self._launcher.start_template(name, template, output, variables, descriptor)
+        self._launcher.place(name, pid)
 
-        def execute() -> int:
-            sink = output()
-            try:
-                return _popen(
-                    template.argv,
-                    cwd="/",
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    output=sink,
-                    handed_over=(descriptor,),
-                )
-            finally:
-                os.close(sink)
+        def gone(status: int) -> None:
+            if self._cgroups is not None:
+                self._cgroups.remove(name)
+            exited(status)
 
-        pid = with_reserve(execute)
-        if self._cgroups is not None:
-            self._cgroups.place(name, pid)
-        tree.take_usual_oom_score(pid)
-        self.adopt_helper(pid, exited)
+        self.adopt_helper(pid, gone)
         return pid
-
-    def _env(self, spec: InstanceSpec) -> dict[str, str]:
-        return {**self._environ, **dict(spec.env), tree.MARK: f"{self._mark}/{spec.name}"}
 
     # ------------------------------------------------------------ other children
 
@@ -412,7 +360,7 @@ class Processes:
 
         Raises OSError if it cannot be run, TimeoutError (and kills it) if it takes too long.
         """
-        return await self.call(argv, spec.cwd, self._env(spec), timeout)
+        return await self.call(argv, spec.cwd, self._launcher.env_of(spec), timeout)
 
     async def call(
         self,
@@ -425,7 +373,7 @@ class Processes:
         output: int | None = None,
     ) -> int:
         """The same for any command."""
-        pid = _popen(argv, cwd=cwd, env=env, stdin=stdin, output=output)
+        pid = popen(argv, cwd=cwd, env=env, stdin=stdin, output=output)
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def exited(status: int) -> None:
@@ -608,54 +556,6 @@ class Processes:
             if not leads or _group(pid) != process.pid:
                 for number in numbers:
                     _kill(pid, number)
-
-
-def _popen(
-    argv: Sequence[str],
-    *,
-    cwd: str,
-    env: Mapping[str, str],
-    stdin: int,
-    output: int | None,
-    handed_over: Collection[int] = (),
-    entry: int | None = None,
-) -> int:
-    """Start a process in a session of its own; its pid. ``output`` None: thrown away; ``entry``:
-    that of its control group."""
-    sink = subprocess.DEVNULL if output is None else output
-    process = subprocess.Popen(
-        list(argv),
-        cwd=cwd,
-        env=dict(env),
-        stdin=stdin,
-        stdout=sink,
-        stderr=sink,
-        pass_fds=handed_over,
-        start_new_session=True,
-        preexec_fn=None if entry is None else functools.partial(enter, entry),
-    )
-    # We reap it ourselves; without a return code Popen would warn, and try to wait for it.
-    process.returncode = 0
-    return process.pid
-
-
-def _why_not_started(spec: InstanceSpec, error: OSError) -> str:
-    if isinstance(error, PortTaken):
-        return str(error.strerror)
-    missing = error.filename if isinstance(error.filename, str) else spec.argv[0]
-    if isinstance(error, FileNotFoundError) and missing == spec.cwd:
-        return f"its working directory {spec.cwd} does not exist; create it or mend cwd"
-    if isinstance(error, FileNotFoundError):
-        return f"there is no program {missing}; install it or mend the path"
-    return f"{error.strerror}: {missing}"
-
-
-def _class_of(error: OSError) -> CauseClass:
-    if isinstance(error, PortTaken):
-        return CauseClass.PORT_BUSY
-    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
-        return CauseClass.WRONG_CONFIG
-    return CauseClass.HOST_MEMORY if error.errno == errno.ENOMEM else CauseClass.UNKNOWN
 
 
 def _signal_name(number: int) -> str:

@@ -100,6 +100,8 @@ class Templates:
     def __init__(self, start: Start) -> None:
         self._start = start
         self._running: dict[Template, _Running] = {}
+        self._alive: set[_Running] = set()
+        """These, and those that have been killed and not been reaped yet."""
         self._names: dict[Template, str] = {}
         self._failures: dict[Template, _Failures] = {}
         self._wanted: Collection[Template] = ()
@@ -143,9 +145,8 @@ class Templates:
 
     async def close(self) -> None:
         """End all, and wait until they have."""
-        running = list(self._running.values())
         self.keep(())
-        await asyncio.gather(*(one.gone.wait() for one in running))
+        await asyncio.gather(*(one.gone.wait() for one in self._alive))
 
     def _get(self, template: Template) -> _Running:
         running = self._running.get(template)
@@ -160,6 +161,7 @@ class Templates:
         except OSError as error:
             raise failures.one_more(f"cannot start it: {error}") from None
         self._running[template] = running
+        self._alive = {running, *(one for one in self._alive if not one.gone.is_set())}
         return running
 
     def _name(self, template: Template) -> str:
@@ -298,9 +300,9 @@ class _Running:
 
     def _send(self, job: Job, pipe: int) -> None:
         content = {
-            "argv": list(job.argv),
-            "env": dict(job.env),
-            "cwd": job.cwd,
+            "argv": [_bytes(word) for word in job.argv],
+            "env": {_bytes(name): _bytes(value) for name, value in job.env.items()},
+            "cwd": _bytes(job.cwd),
             "numbered": list(job.numbered),
         }
         with _job_file(json.dumps(content).encode()) as file:
@@ -360,6 +362,11 @@ class _Running:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(why)
         self._over(self)
+
+
+def _bytes(word: str) -> str:
+    """As JSON can hold them: the other side may have another encoding than we."""
+    return os.fsencode(word).decode("latin-1")
 
 
 @contextlib.contextmanager

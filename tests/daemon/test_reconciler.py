@@ -16,7 +16,7 @@ from instances import instance, worker
 
 from supervisor.core.cluster import ClusterState
 from supervisor.core.diagnosis import CauseClass
-from supervisor.core.instance import InstanceSpec, RestartPolicy
+from supervisor.core.instance import InstanceSpec, RestartPolicy, Template
 from supervisor.core.lifecycle import (
     Check,
     Diagnosed,
@@ -34,6 +34,7 @@ from supervisor.core.lifecycle import (
     StopRequested,
 )
 from supervisor.core.order import StartLimit
+from supervisor.core.rollout import Member
 from supervisor.daemon.adoption import survey
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.reconciler import (
@@ -161,6 +162,9 @@ class Engine:
 
     def keep_listening(self, addresses: Collection[tuple[str, int]]) -> None:
         self.done.append(f"listen {sorted(addresses)}")
+
+    def keep_templates(self, templates: Collection[Template]) -> None:
+        self.done += [f"keep {template}" for template in templates]
 
     def exited(self, spec: InstanceSpec, pid: int | None, event: Exited) -> None:
         self._note("exited", spec.name)
@@ -959,3 +963,18 @@ async def test_a_controller_that_is_found_running_without_a_note_is_looked_throu
         assert told.order("look through") == ["controller"]
         told.reconciler.post(GoDown("the test is over"))
         await supervision
+
+
+# ---------------------------------------------------------------- templates
+
+
+@story
+async def test_what_is_started_when_a_supervisor_goes_on_finds_its_template() -> None:
+    """A start that a killed one had decided is made again at once."""
+    template = Template("worker", ("python", "template.py"), (), "/")
+    spec = replace(FIRST, template=template)
+    told = Story([spec])
+    decided = Member(spec, Status(state=State.STARTING, wanted=True, run=1))
+    adoption = survey(Known((decided,)), [], {spec.name: spec}, {}.get, now=0.0)
+    told.reconciler.adopt(adoption)
+    assert told.engine.done == ["keep template for workers", "spawn vicuna-0"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from harness import NOT_POSSIBLE, alive, cgroup2, die_with_parent, until
 
 from supervisor.runtime import tree
@@ -216,6 +217,27 @@ def test_a_delegated_group_above_an_ordinary_one_is_not_ours(group: Path) -> Non
 def test_a_unit_may_say_so_of_itself_and_of_no_other(group: Path, ours: bool) -> None:
     name = group.name if ours else "another.service"
     assert look(group, **{DELEGATED: name})[0] == (str(group) if ours else None)
+
+
+def test_what_is_forked_from_a_template_leaves_its_group_for_one_of_its_own(
+    group: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cgroups, "find", lambda environ: Cgroups(group))
+    monkeypatch.setattr(Cgroups, "settle", lambda groups: True)
+    house, kind = warm.House(tmp_path), warm.template()
+    groups = Cgroups(group)
+
+    async def story() -> None:
+        async with house.open():
+            house.templates.keep([kind])
+            pid = await house.warm(house.spec("one", template=kind))
+            assert groups.members("one") == [pid]
+            assert groups.members("server~template") == house.started
+            house.templates.keep([])
+            left = group / "instances" / "@server~template"
+            await warm.until(lambda: not left.exists())
+
+    warm.run(story)
 
 
 # ---------------------------------------------------------------- beside groups

@@ -17,9 +17,10 @@ and then answers each request, one after the other:
   {"stale": "why"}           what it has imported has changed on disk; it ends. Unasked, too,
                              once pip has noted something and been quiet for a while
 
-A request is one byte with descriptors: a file with JSON {"argv", "env", "cwd", "numbered"}, a pipe,
-stdin, output, and those whose numbers the variables named in "numbered" are to tell. The process
-begins its program when a byte comes through the pipe; where that is closed instead it ends.
+A request is one byte with descriptors: a file with JSON {"argv", "env", "cwd", "numbered"} (texts
+stand for bytes, as Latin-1), a pipe, stdin, output, and those whose numbers the variables named in
+"numbered" are to tell. The process begins its program when a byte comes through the pipe; where
+that is closed instead it ends.
 
 It looks as if it had been started: a session of its own, its environment and command line as
 `/proc` shows them, and its parent is not the template but the next subreaper. In `/proc` only, its
@@ -70,11 +71,9 @@ folder = os.path.dirname(os.path.abspath(__file__))
 
 
 def main():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     channel = socket.socket(fileno=int(os.environ.pop("LLM_SUPERVISOR_TEMPLATE")))
     channel.set_inheritable(False)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     job = serve(channel, sys.argv[1])
     if job is not None:  # this is a forked process, with nothing left of what is above
         runpy.run_path(job["argv"][1], run_name="__main__")
@@ -100,15 +99,13 @@ def serve(channel, kind):
         request, descriptors = receive(channel)
         if not request:
             return None
-        with os.fdopen(descriptors.pop(0), "rb") as stream:
-            job = json.loads(stream.read().decode())
+        job = read_job(descriptors.pop(0))
         changed = packages.what_changed() or imported.what_changed()
         if changed:
             say(channel, stale=changed + " has changed on disk")
             return None
         import_models(job["argv"])
-        imported.note()
-        why = unfitness()
+        why = unfitness() or (threads_started() if imported.note() else None)
         if why:
             say(channel, unfit=why)
             return None
@@ -300,9 +297,9 @@ class Imported:
         self.note()
 
     def note(self):
-        """Also what has been imported since."""
+        """Also what has been imported since; whether anything has."""
         if len(sys.modules) == self.modules:
-            return
+            return False
         self.modules = len(sys.modules)
         known = set(self.paths.split("\0"))
         # Not as attributes: some modules import when they are asked for one.
@@ -311,6 +308,7 @@ class Imported:
             if isinstance(path, str) and path not in known:
                 self.paths += path + "\0"
                 self.states.extend(state(path))
+        return True
 
     def what_changed(self):
         """The first file that is not as it was; None if there is none."""
@@ -345,6 +343,22 @@ def receive(channel):
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
     return message, list(numbers)
+
+
+def read_job(descriptor):
+    """Its words are bytes (as Latin-1): in which encoding Python has them is its own affair."""
+    with os.fdopen(descriptor, "rb") as stream:
+        job = json.loads(stream.read())
+
+    def word(text):
+        return os.fsdecode(text.encode("latin-1"))
+
+    return {
+        "argv": [word(one) for one in job["argv"]],
+        "env": {word(name): word(value) for name, value in job["env"].items()},
+        "cwd": word(job["cwd"]),
+        "numbered": job["numbered"],
+    }
 
 
 # ---------------------------------------------------------------- a forked process
@@ -403,11 +417,13 @@ def become(job, descriptors):
 
 
 def draw_anew():
-    """Random numbers that no other process has; the `random` module does it by itself."""
+    """Random numbers and a secret that no other process has; the `random` module does it itself."""
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     if "torch" in sys.modules:
         sys.modules["torch"].seed()
+    if "multiprocessing" in sys.modules:
+        sys.modules["multiprocessing"].current_process().authkey = os.urandom(32)
 
 
 def show(argv, env):
