@@ -27,8 +27,8 @@ def run_restart(arguments: argparse.Namespace) -> int:
     """A worker is replaced by its like, which may have another name: its service is waited for."""
     client = Client(arguments)
     number = client.get("/v1/status")["cluster"]["last_event"]
-    names = _ask(client, arguments.names, "restart")
-    services = [one["service"] for one in _instances(client) if one["name"] in names]
+    names = set(_ask(client, arguments.names, "restart"))
+    services = sorted({one["service"] for one in _instances(client) if one["name"] in names})
     if arguments.no_wait:
         return DONE
     return wait_until_settled(client, number, arguments.timeout, services) or wait_until_ready(
@@ -65,13 +65,9 @@ def run_down(arguments: argparse.Namespace) -> int:
 
 
 def _ask(client: Client, names: Iterable[str], verb: str) -> list[str]:
-    """Check all names before any of them is acted on."""
-    names = list(names)
-    for name in names:
-        client.get(f"/v1/services/{name}/why")
-    return [
-        one for name in names for one in client.post(f"/v1/services/{name}/{verb}")["instances"]
-    ]
+    """All names are checked before any of them is acted on."""
+    found: list[str] = client.post(f"/v1/services/{','.join(names)}/{verb}")["instances"]
+    return found
 
 
 def _instances(client: Client) -> list[dict[str, Any]]:

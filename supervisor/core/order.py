@@ -60,7 +60,7 @@ def _turns(
 
     Nobody overtakes a larger one: that would come last otherwise, and the whole with it.
     """
-    unready = _unready(entries, expected)
+    unready = not_ready(entries, expected)
     free = [
         spec
         for spec, status in entries
@@ -124,19 +124,11 @@ def stoppable(entries: Sequence[Entry]) -> Iterator[str]:
             yield spec.name
 
 
-def waiting_for(
-    spec: InstanceSpec, entries: Sequence[Entry], expected: Collection[str] = ()
-) -> list[str]:
-    """Services that ``spec`` depends on and that are not ready."""
-    unready = _unready(entries, expected)
-    return [name for name in spec.depends_on if name in unready]
-
-
 def blocked(entries: Sequence[Entry]) -> dict[str, list[str]]:
     """Instances that wait in vain, each with those that it waits for, at however many removes, and
     that do not come unless a person starts them: they have failed, or were stopped on purpose.
     """
-    unready = _unready(entries)
+    unready = not_ready(entries)
     services: dict[str, list[Entry]] = {}
     for entry in entries:
         services.setdefault(entry[0].service, []).append(entry)
@@ -173,7 +165,7 @@ def _given_up(status: Status) -> bool:
     return not status.wanted or status.state is State.FAILED
 
 
-def _unready(entries: Sequence[Entry], expected: Collection[str] = ()) -> set[str]:
+def not_ready(entries: Sequence[Entry], expected: Collection[str] = ()) -> set[str]:
     """Services to wait for: none of their instances is ready, or one is still on its way.
 
     A replica that was stopped on purpose, or has failed for good, holds nobody up while another

@@ -1,18 +1,20 @@
 """The control API: HTTP with JSON over a Unix socket; the CLI uses nothing else.
 
-The routes are the table at the end; the OpenAPI description is made from it. Who may come in, and
-how many of them, is decided in ``doors.py``.
+The routes are the table at the end; the OpenAPI description is made from it. A `{name}` may be
+several, with commas between them. Who may come in, and how many of them, is decided in
+``doors.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -189,7 +191,7 @@ async def get_settled(daemon: Daemon, request: web.Request) -> views.SettledView
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             await reconciler.until(is_settled)
-    progress = reconciler.progress(services)
+    progress = _progress(daemon, services)
     return views.SettledView(
         settled=not (progress.failed or progress.under_way),
         under_way=progress.under_way,
@@ -203,7 +205,7 @@ def _progress(daemon: Daemon, services: list[str]) -> Progress:
         del known[old]
     of = frozenset(services)
     if of not in known:
-        known[of] = changes, daemon.reconciler.progress(services)
+        known[of] = changes, daemon.reconciler.progress(of)
     return known[of][1]
 
 
@@ -232,7 +234,7 @@ def _tell_slots(
     event: StartRequested | StopRequested,
 ) -> None:
     """A replica or a service means whatever runs there, also when a rollout changes that now."""
-    slots = daemon.reconciler.slots(request.match_info["name"])
+    slots = [slot for name in _asked(request) for slot in daemon.reconciler.slots(name)]
     for slot in slots:
         daemon.reconciler.post(tell(slot, event.reason))
     for name in () if slots else names:
@@ -273,14 +275,14 @@ async def get_wait(daemon: Daemon, request: web.Request) -> views.WaitView:
     `timeout` in seconds bounds the wait. It ends early when an instance has failed for good.
     """
     asked = request.query.getall("service", [])
-    for one in asked:
-        _resolve(daemon, one)
+    _resolve(daemon, asked)
     timeout = _number(request, "timeout", 600.0, most=86400.0)
     reconciler = daemon.reconciler
 
     def unready() -> list[str]:
         """Looked up anew each time: a rollout brings other instances."""
-        names = [n for one in asked for n in _find(daemon, one)] or list(reconciler.specs)
+        found = itertools.chain(*_find(daemon, asked).values()) if asked else ()
+        names = _unique(found) or list(reconciler.specs)
         return [
             name
             for name in names
@@ -355,30 +357,50 @@ def _refuse_if_going_down(daemon: Daemon) -> None:
         raise Refusal(409, "the cluster is stopping; start it again with `llm-supervisor up`")
 
 
+def _asked(request: web.Request) -> list[str]:
+    """The names in the path; no name has a comma."""
+    return request.match_info["name"].split(",")
+
+
 def _named(daemon: Daemon, request: web.Request) -> list[str]:
-    return _resolve(daemon, request.match_info["name"])
+    return _resolve(daemon, _asked(request))
 
 
-def _resolve(daemon: Daemon, name: str) -> list[str]:
-    """What `_find` finds. Raises Refusal where there is nothing."""
-    found = _find(daemon, name)
-    if not found and not daemon.reconciler.slots(name):
-        specs = daemon.reconciler.specs
-        known = sorted({spec.service for spec in specs.values()} | set(specs))
-        raise Refusal(
-            404, f"there is no service or instance {name!r}; there are: {', '.join(known)}"
-        )
+def _resolve(daemon: Daemon, names: Iterable[str]) -> list[str]:
+    """What `_find` finds. Raises Refusal where there is nothing for one of them."""
+    found = _find(daemon, names)
+    for name, instances in found.items():
+        if not instances and not daemon.reconciler.slots(name):
+            specs = daemon.reconciler.specs
+            known = sorted({spec.service for spec in specs.values()} | set(specs))
+            raise Refusal(
+                404, f"there is no service or instance {name!r}; there are: {', '.join(known)}"
+            )
+    return _unique(itertools.chain(*found.values()))
+
+
+def _find(daemon: Daemon, names: Iterable[str]) -> dict[str, list[str]]:
+    """By name, the instances of a replica or a service that are to stay, else those that leave it;
+    or the instance of that very name."""
+    reconciler = daemon.reconciler
+    instances: dict[str, list[str]] = {}  # by slot and by service
+    for instance, spec in reconciler.specs.items():
+        for key in {spec.slot, spec.service}:
+            instances.setdefault(key, []).append(instance)
+    slots: dict[str, list[str]] = {}
+    for slot, spec in reconciler.wanted.items():
+        slots.setdefault(spec.service, []).append(slot)
+    found = {}
+    for name in names:
+        keys = [name] if name in reconciler.wanted else [name, *slots.get(name, ())]
+        of_it = _unique(one for key in keys for one in instances.get(key, ()))
+        stay = [one for one in of_it if not reconciler.is_leaving(one)]
+        found[name] = stay or of_it or [one for one in [name] if one in reconciler.specs]
     return found
 
 
-def _find(daemon: Daemon, name: str) -> list[str]:
-    """The instances of a replica or a service that are to stay, else those that leave it; or the
-    instance of that very name."""
-    specs = daemon.reconciler.specs
-    slots = daemon.reconciler.slots(name) or [name]
-    of_it = [n for n, s in specs.items() if s.slot in slots or s.service == name]
-    stay = [n for n in of_it if not daemon.reconciler.is_leaving(n)]
-    return stay or of_it or [n for n in specs if n == name]
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _instance(daemon: Daemon, name: str) -> views.InstanceView:
@@ -608,7 +630,9 @@ def openapi() -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    in_path = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+    several = {"description": "A service or an instance; or several, with commas between them."}
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    in_path = [name | several]
     in_query = [{"name": q, "in": "query", "schema": {"type": "string"}} for q in route.query]
     body = {"requestBody": {"required": True, "content": _content(route.body)}}
     return {

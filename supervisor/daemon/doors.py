@@ -26,6 +26,9 @@ from aiohttp.typedefs import Handler, Middleware
 from supervisor.daemon.views import ErrorView, View
 from supervisor.runtime.descriptors import is_exhaustion
 
+_LONGEST_LINE = 128 * 1024
+"""Bytes of a request's first line, in which every name of a large cluster may be."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -141,6 +144,7 @@ class Door:
             shutdown_timeout=0.2,
             keepalive_timeout=limits.patience,
             lingering_time=1.0,
+            max_line_size=_LONGEST_LINE,
             auto_decompress=False,  # nobody needs it, and a bomb may be in it
         )
         self._listener: socket.socket | None = None

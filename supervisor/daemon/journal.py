@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class Journal:
 
     def since(self, number: int) -> list[Entry]:
         """Entries after ``number``, as far as they are still kept."""
-        return [entry for entry in self._entries if entry.number > number]
+        last = itertools.takewhile(lambda entry: entry.number > number, reversed(self._entries))
+        return list(last)[::-1]
 
     async def follow(self, number: int) -> AsyncGenerator[Entry, None]:
         """Entries after ``number``, and each new one as it comes."""

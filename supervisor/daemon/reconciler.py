@@ -48,10 +48,10 @@ from supervisor.core.order import (
     StartLimit,
     blocked,
     held_back,
+    not_ready,
     startable,
     stoppable,
     takes_a_place,
-    waiting_for,
 )
 from supervisor.core.plan import changed_settings, form_of
 from supervisor.core.resume import resume
@@ -177,6 +177,8 @@ class Reconciler:
         self._reasons: Mapping[str, str] = {}
         self._specs = dict(specs)
         self._statuses = {name: Status() for name in specs}
+        self._of_slot: dict[str, list[str]] | None = None
+        """Instances by slot; None: look anew."""
         self._leaving: set[str] = set()
         """Told to stop by a rollout, and forgotten when they have."""
         self._outdated: set[str] = set()
@@ -204,6 +206,8 @@ class Reconciler:
         self._cluster_state = ClusterState.STARTING
         self._blocked: dict[str, list[str]] | None = None
         """Asked of every instance after every change by those who wait; None: work it out anew."""
+        self._not_ready: Collection[str] | None = None
+        """The same of services."""
         self._held_back: dict[str, str] | None = None
         """The same of who waits for a place among those that are starting, and why."""
         self._changed = asyncio.Event()
@@ -242,10 +246,11 @@ class Reconciler:
     def is_short_of(self, services: Collection[str]) -> bool:
         """Whether a wanted slot of these services (all, if none is named) is empty for now."""
         filled = {s.slot for n, s in self._specs.items() if n not in self._leaving}
+        asked = set(services)
         return any(
             slot not in filled
             for slot, spec in self._wanted.items()
-            if not services or spec.service in services or slot in services
+            if not asked or spec.service in asked or slot in asked
         )
 
     def failure(self, slot: str) -> Failure | None:
@@ -264,7 +269,9 @@ class Reconciler:
 
     def waiting_for(self, name: str) -> list[str]:
         """Services that it depends on and that are not ready."""
-        return waiting_for(self._specs[name], self._entries(), self._expected())
+        if self._not_ready is None:
+            self._not_ready = not_ready(self._entries(), self._expected())
+        return [one for one in self._specs[name].depends_on if one in self._not_ready]
 
     def held_back(self, name: str) -> str | None:
         """Why it is not started though all that it depends on is ready: a clause for people."""
@@ -338,6 +345,7 @@ class Reconciler:
         known = adoption.known
         self._journal.go_on_from(known.last_event)
         self._specs = {one.name: one.spec for one in known.members}
+        self._of_slot = None
         self._statuses = {one.name: one.status for one in known.members}
         self._leaving = {one.name for one in known.members if one.leaving}
         self._outdated = {one.name for one in known.members if one.outdated}
@@ -460,7 +468,11 @@ class Reconciler:
         return {spec.service for spec in self._wanted.values()}
 
     def _live(self, slot: str) -> list[str]:
-        return [n for n, s in self._specs.items() if s.slot == slot and n not in self._leaving]
+        if self._of_slot is None:
+            self._of_slot = {}
+            for name, spec in self._specs.items():
+                self._of_slot.setdefault(spec.slot, []).append(name)
+        return [name for name in self._of_slot.get(slot, ()) if name not in self._leaving]
 
     def _want(self, wish: Want) -> None:
         # What is equal stays the same object, which is seen at a glance.
@@ -470,6 +482,7 @@ class Reconciler:
             for slot, spec in wish.specs.items()
         }
         self._limit = wish.limit
+        self._not_ready = None
         self._reasons = {**self._reasons, **wish.reasons}
         self._dirty = self._changing = True
         self._keep_templates()
@@ -499,7 +512,7 @@ class Reconciler:
                 run, epoch = self._counts.pop(spec.name, (0, 0))
                 self._statuses[spec.name] = Status(run=run, epoch=epoch)
                 self._specs[spec.name] = spec
-                self._sort()
+                self._of_slot = None
                 self._tell(spec, "new", reason)
                 if spec.slot in self._held:
                     self._held.discard(spec.slot)
@@ -536,7 +549,7 @@ class Reconciler:
                 reason = f"the rollout is given up: {failure.reason}"
                 self._journal.write(failure.instance, "given up", reason)
         self._dirty = self._news = True
-        self._blocked = None
+        self._blocked = self._not_ready = None
 
     def _try_again(self, spec: InstanceSpec) -> None:
         """Nobody knew how to start it; now somebody does."""
@@ -545,6 +558,7 @@ class Reconciler:
 
     def _forget(self, name: str) -> None:
         spec, status = self._specs.pop(name), self._statuses.pop(name)
+        self._of_slot = None
         self._leaving.discard(name)
         self._outdated.discard(name)
         self._counts[name] = (status.run, status.epoch)
@@ -584,8 +598,11 @@ class Reconciler:
         while self._dirty:
             self._dirty = False
             if not self._going_down:
-                for step in next_steps(self._wanted, self.members, self._histories, self._limit):
+                steps = next_steps(self._wanted, self.members, self._histories, self._limit)
+                for step in steps:
                     self._take(step)
+                if any(isinstance(step, Launch) for step in steps):
+                    self._sort()
             for name in list(stoppable(self._entries())):
                 self._apply(name, DependentsStopped())
             if not self._going_down:
@@ -639,7 +656,7 @@ class Reconciler:
         self._statuses[name] = after
         if after.state is not before.state or after.wanted != before.wanted:
             self._dirty = True
-            self._blocked = None
+            self._blocked = self._not_ready = None
         if lifecycle.on_probation(after) is not lifecycle.on_probation(before):
             self._dirty = True
         if takes_a_place(spec, after) is not takes_a_place(spec, before):

@@ -10,19 +10,18 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from supervisor.core.instance import InstanceSpec
 from supervisor.core.lifecycle import State as Phase
+from supervisor.core.lifecycle import Status
 from supervisor.core.plan import form_of
 from supervisor.core.rollout import History, Member
-
-_T = TypeVar("_T")
 
 VERSION = 1
 """Of the form; one that a reader does not know is as good as none."""
@@ -136,69 +135,56 @@ class Notes:
     """Writes one state after another, without secrets: specs without what a process is started
     with, its environment, stdin and command line.
 
-    Of a thousand instances it works out anew only what has changed since the last time. All that a
-    state is made of is immutable, so that the same object has the same text.
+    Of a thousand instances it works out anew only what has changed since the last time: specs and
+    statuses are immutable, so that the same object has the same text.
     """
 
     def __init__(self) -> None:
-        self._texts: dict[tuple[str, str], tuple[tuple[object, ...], bytes]] = {}
-        """By kind and name: what it was made of, and the text."""
+        self._texts: dict[int, tuple[object, bytes]] = {}
+        """By identity, what was written last. An object that is kept has its number to itself."""
+        self._before = self._texts
 
     def write(self, state: State) -> bytes:
         """As ``state.write`` does."""
-        before, self._texts = self._texts, {}
-        members = [
-            self._text(before, ("member", one.name), one, _bare_member, *_parts(one))
-            for one in state.members
-        ]
-        histories = [
-            to_json(slot) + b":" + self._text(before, ("history", slot), one, _bare_history, one)
-            for slot, one in state.histories.items()
-        ]
+        self._before, self._texts = self._texts, {}
+        histories = (
+            b"%b:%b" % (to_json(slot), self._history(one)) for slot, one in state.histories.items()
+        )
         pieces = {
-            "members": b"[%b]" % b",".join(members),
+            "members": b"[%b]" % b",".join(map(self._member, state.members)),
             "histories": b"{%b}" % b",".join(histories),
         }
         whole = b",".join(
-            to_json(name) + b":" + (pieces.get(name) or to_json(getattr(state, name)))
+            b'"%b":%b' % (name.encode(), pieces.get(name) or to_json(getattr(state, name)))
             for name in State.__dataclass_fields__
         )
-        return b'{"version":%b,"boot_id":%b,"state":{%b}}' % (
-            to_json(VERSION),
-            to_json(boot_id()),
-            whole,
-        )
+        head = b'"version":%b,"boot_id":%b' % (to_json(VERSION), to_json(boot_id()))
+        return b'{%b,"state":{%b}}' % (head, whole)
 
-    def _text(
-        self,
-        before: Mapping[tuple[str, str], tuple[tuple[object, ...], bytes]],
-        key: tuple[str, str],
-        value: _T,
-        bare: Callable[[_T], _T],
-        *parts: object,
-    ) -> bytes:
-        known = before.get(key)
-        if known is None or any(a is not b for a, b in zip(known[0], parts, strict=True)):
-            known = parts, to_json(bare(value))
-        self._texts[key] = known
+    def _member(self, one: Member) -> bytes:
+        spec, status = self._text(one.spec), self._text(one.status)
+        rest = _WORDS[one.leaving], _WORDS[one.outdated]
+        return b'{"spec":%b,"status":%b,"leaving":%b,"outdated":%b}' % (spec, status, *rest)
+
+    def _history(self, one: History) -> bytes:
+        good = b"null" if one.good is None else self._text(one.good)
+        failure = b"null" if one.failure is None else to_json(one.failure)
+        return b'{"good":%b,"failure":%b}' % (good, failure)
+
+    def _text(self, value: InstanceSpec | Status) -> bytes:
+        known = self._before.get(id(value))
+        if known is None:
+            known = value, to_json(_bare(value) if isinstance(value, InstanceSpec) else value)
+        self._texts[id(value)] = known
         return known[1]
 
 
-def _parts(member: Member) -> tuple[object, ...]:
-    """The reconciler makes a new ``Member`` of them whenever it is asked."""
-    return member.spec, member.status, member.leaving, member.outdated
+_WORDS = {True: b"true", False: b"false"}
 
 
-def _bare_member(member: Member) -> Member:
-    return replace(member, spec=_bare(member.spec))
-
-
-def _bare_history(history: History) -> History:
-    return replace(history, good=None if history.good is None else _bare(history.good))
-
-
-def _bare(spec: InstanceSpec) -> InstanceSpec:
-    return replace(spec, argv=(), env=(), template=None, secret_input=None, beside=None)
+def _bare(spec: InstanceSpec) -> dict[str, object]:
+    secrets = {"argv": (), "env": (), "template": None, "secret_input": None, "beside": None}
+    return {name: getattr(spec, name) for name in spec.__dataclass_fields__} | secrets
 
 
 # ---------------------------------------------------------------- going on

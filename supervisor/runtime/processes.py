@@ -75,11 +75,17 @@ class _Seen:
 
     pids: list[int]
     _marks: dict[int, str | None] = field(default_factory=dict)
+    _sessions: dict[int, int | None] = field(default_factory=dict)
 
     def mark_of(self, pid: int) -> str | None:
         if pid not in self._marks:
             self._marks[pid] = tree.mark_of(pid)
         return self._marks[pid]
+
+    def session_of(self, pid: int) -> int | None:
+        if pid not in self._sessions:
+            self._sessions[pid] = _session(pid)
+        return self._sessions[pid]
 
 
 class Processes:
@@ -511,7 +517,9 @@ class Processes:
         for pid in seen.pids:
             if pid in apart or pid in self._leaders:  # it may be one by now
                 continue
-            is_its = seen.mark_of(pid) == mark or (session is not None and _session(pid) == session)
+            is_its = seen.mark_of(pid) == mark or (
+                session is not None and seen.session_of(pid) == session
+            )
             if is_its and tree.born(pid) is not None:
                 below += [pid, *tree.descendants(pid)]
         if self._cgroups is not None:

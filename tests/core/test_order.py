@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -16,11 +17,11 @@ from supervisor.core.order import (
     StartLimit,
     blocked,
     held_back,
+    not_ready,
     start_order,
     startable,
     stoppable,
     takes_a_place,
-    waiting_for,
 )
 
 CONTROLLER = instance("controller")
@@ -35,6 +36,13 @@ def cluster(default: State = State.STOPPED, **states: State) -> list[Entry]:
     """All wanted and in the state ``default``, except where told otherwise."""
     states = {name.replace("__", "-"): state for name, state in states.items()}
     return [(spec, Status(states.get(spec.name, default), wanted=True)) for spec in ALL]
+
+
+def waiting_for(
+    spec: InstanceSpec, entries: list[Entry], expected: Collection[str] = ()
+) -> list[str]:
+    unready = not_ready(entries, expected)
+    return [name for name in spec.depends_on if name in unready]
 
 
 def unwanted(entries: list[Entry], *names: str) -> list[Entry]:
