@@ -199,6 +199,20 @@ async def get_settled(daemon: Daemon, request: web.Request) -> views.SettledView
     )
 
 
+def _once_a_change(reconciler: Reconciler, predicate: Callable[[], bool]) -> Callable[[], bool]:
+    """``predicate``, asked anew only when something has changed: most messages are answers to
+    probes that say what the one before has said."""
+    last, answer = -1, False
+
+    def asked() -> bool:
+        nonlocal last, answer
+        if reconciler.changes != last:
+            last, answer = reconciler.changes, predicate()
+        return answer
+
+    return asked
+
+
 def _progress(daemon: Daemon, services: list[str]) -> Progress:
     known, changes = daemon.progress_of, daemon.reconciler.changes
     for old in [one for one, (since, _) in known.items() if since != changes]:
@@ -302,7 +316,7 @@ async def get_wait(daemon: Daemon, request: web.Request) -> views.WaitView:
 
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
-            await reconciler.until(lambda: is_ready() or hopeless())
+            await reconciler.until(_once_a_change(reconciler, lambda: is_ready() or hopeless()))
     found = [_instance(daemon, name) for name in unready()]
     return views.WaitView(ready=is_ready(), hopeless=hopeless(), not_ready=found)
 

@@ -212,8 +212,9 @@ class Reconciler:
         """The same of who waits for a place among those that are starting, and why."""
         self._changed = asyncio.Event()
         self._asking = asyncio.Lock()
+        self._altered = True
         self.changes = 0
-        """How often those who wait were told; as long as it stays, nothing has changed."""
+        """As long as it stays, nothing has changed."""
 
     # ------------------------------------------------------------ what others may see and ask
 
@@ -441,7 +442,7 @@ class Reconciler:
             case Ping(answered):
                 answered()
         if not isinstance(message, InstanceEvent | Ping):
-            self._news = True
+            self._news = self._altered = True
 
     def _go_down(self, reason: str) -> None:
         hurry = self._going_down
@@ -548,7 +549,7 @@ class Reconciler:
                 self._outdated -= {n for n, s in self._specs.items() if s.service == service}
                 reason = f"the rollout is given up: {failure.reason}"
                 self._journal.write(failure.instance, "given up", reason)
-        self._dirty = self._news = True
+        self._dirty = self._news = self._altered = True
         self._blocked = self._not_ready = None
 
     def _try_again(self, spec: InstanceSpec) -> None:
@@ -653,6 +654,9 @@ class Reconciler:
         spec, before = self._specs[name], self._statuses[name]
         now = asyncio.get_running_loop().time()
         after, effects = lifecycle.step(before, event, spec, now=now, jitter=random.random())
+        if after == before and not effects and not isinstance(event, Exited):
+            return  # most answers to probes
+        self._altered = True
         self._statuses[name] = after
         if after.state is not before.state or after.wanted != before.wanted:
             self._dirty = True
@@ -742,7 +746,8 @@ class Reconciler:
         return all(status.state is State.STOPPED for status in self._statuses.values())
 
     def _tell_waiters(self) -> None:
-        self.changes += 1
+        self.changes += self._altered
+        self._altered = False
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -582,6 +582,25 @@ async def test_any_number_may_wait() -> None:
         await asyncio.gather(*waiting)
 
 
+@story
+async def test_an_answer_that_says_what_the_last_one_said_changes_nothing() -> None:
+    """So that nobody who waits looks through a thousand instances for it, nor is it noted."""
+    async with running(CONTROLLER, FIRST) as told:
+
+        async def after(detail: str) -> tuple[int, Status]:
+            told.engine.deliver("vicuna-0", Probed(1, Check.READINESS, Outcome.PASSED, detail))
+            await told.reconciler.until(lambda: True)
+            return told.reconciler.changes, told.reconciler.statuses["vicuna-0"]
+
+        changes, status = await after("answers, queue 0")
+        again, same = await after("answers, queue 0")
+        assert again == changes
+        assert same is status
+        more, other = await after("answers, queue 1")
+        assert more > changes
+        assert other.detail == "answers, queue 1"
+
+
 # ---------------------------------------------------------------- defects
 
 
