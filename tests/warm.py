@@ -218,8 +218,11 @@ class Gate:
         code = self.CODE.format(reached=str(self._reached), fifo=str(fifo))
         self.env = at_start(folder / "gate-keeper", code)
 
+    def is_reached(self) -> bool:
+        return self._reached.exists()
+
     async def reached(self) -> None:
-        await until(self._reached.exists)
+        await until(self.is_reached)
 
     def open(self) -> None:
         """For all that come."""

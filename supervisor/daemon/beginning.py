@@ -15,6 +15,7 @@ from supervisor.daemon.prepare import prepare, start_limit
 from supervisor.runtime import leftovers, tree
 from supervisor.runtime.leftovers import Leftover
 from supervisor.runtime.rundir import RunDir
+from supervisor.runtime.templates import is_template
 from supervisor.spec.load import ClusterFile, load
 from supervisor.spec.problems import Problem, SpecError
 
@@ -68,8 +69,10 @@ def begin(
         return beginning
     known = state.rejoined(known, wanted)
     adoption = _survey(known, found, wanted)
-    if adoption.unknown:
-        pids = ", ".join(f"{one.instance} (pid {one.pid})" for one in adoption.unknown)
+    # Templates end, too, but are no riddle: those of the program before may not have noticed yet.
+    riddles = [one for one in adoption.unknown if not is_template(one.instance)]
+    if riddles:
+        pids = ", ".join(f"{one.instance} (pid {one.pid})" for one in riddles)
         notes.append(f"nobody can say how these were started, so they are ended first: {pids}")
     is_first = not known.members and not found
     limit = start_limit(read.cluster)

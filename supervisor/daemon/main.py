@@ -34,6 +34,7 @@ from supervisor.runtime.processes import Processes
 from supervisor.runtime.progress import ProgressRecords
 from supervisor.runtime.rundir import RunDir, RunDirError
 from supervisor.runtime.signals import on_signal
+from supervisor.runtime.templates import is_template
 from supervisor.runtime.watch import FileWatch
 from supervisor.spec.load import ClusterFile
 
@@ -199,7 +200,7 @@ class _Running:
             raise RunDirError(f"cannot start the log writer: {error}") from None
         adoption = self._beginning.adoption
         there = {one.name for one in adoption.known.members} if adoption else set()
-        templates = {name for name in self._logs.names if "~template" in name}
+        templates = set(filter(is_template, self._logs.names))
         for name in self._logs.names - self._beginning.wanted.keys() - there - templates:
             self._logs.forget(name)
 

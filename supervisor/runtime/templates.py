@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SOCKET = "LLM_SUPERVISOR_TEMPLATE"
 """Number under which a template has inherited its end of the socket."""
 
+_NAMED = "~template"
 _IMPORT_PATIENCE = 300.0
 """Seconds until it must have imported everything: a slow disk on a busy machine."""
 _FORK_PATIENCE = 30.0
@@ -43,6 +44,11 @@ class NoTemplate(Exception):
 
 class _Stale(NoTemplate):
     """What it has imported has changed; another one will do."""
+
+
+def is_template(name: str) -> bool:
+    """Whether a process or log of this name is a template's; no instance has such a name."""
+    return _NAMED in name
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +171,11 @@ class Templates:
         return running
 
     def _name(self, template: Template) -> str:
-        """For its log and its mark; no instance has such a name, and the next one takes it over."""
+        """For its log and its mark; the next one takes it over."""
         if template not in self._names:
             taken = set(self._names.values())
             numbers = ("", *(f"-{i}" for i in range(2, len(taken) + 2)))
-            names = (f"{template.kind}~template{number}" for number in numbers)
+            names = (f"{template.kind}{_NAMED}{number}" for number in numbers)
             self._names[template] = next(name for name in names if name not in taken)
         return self._names[template]
 

@@ -684,3 +684,32 @@ def test_twenty_at_once_are_twenty_different_ones(house: House) -> None:
             assert len(house.started) == 1
 
     warm.run(story)
+
+
+def test_when_it_is_told_it_is_all_that_it_has_to_be(house: House, tmp_path: Path) -> None:
+    """Who signals its group at once must find one, and who looks into /proc, its own mark: also
+    where it has had no processor until then."""
+    told = tmp_path / "told"
+    code = f"""
+        if is_template:
+            import time
+            template = os.getpid()
+            def dawdle():
+                for _ in range(100):
+                    if os.getppid() != template and not os.path.exists({str(told)!r}):
+                        time.sleep(0.01)
+            os.register_at_fork(after_in_child=dawdle)
+    """
+    kind = template(**at_start(tmp_path / "faults", code))
+
+    async def story() -> None:
+        async with house.open():
+            house.templates.keep([kind])
+            pid = await house.warm(house.spec("one", template=kind))
+            assert os.getpgid(pid) == pid
+            assert tree.mark_of(pid) == f"{warm.MARK}/one"
+            house.processes.signal("one", Stage.TERM)
+            told.touch()
+            assert (await house.exited("one")).signal == "SIGTERM"
+
+    warm.run(story)

@@ -109,10 +109,10 @@ def serve(channel, kind):
         if why:
             say(channel, unfit=why)
             return None
-        pid = fork(channel)
+        pid, line = fork(channel)
         if not pid:
             packages.close()
-            become(job, descriptors)
+            become(job, descriptors, line)
             return job
         say(channel, pid=pid)
         for descriptor in descriptors:
@@ -365,7 +365,8 @@ def read_job(descriptor):
 
 
 def fork(channel):
-    """Fork a process that is no child of this one; 0 in that process, its pid here."""
+    """Fork a process that is no child of this one. Here its pid, once it has closed its end of a
+    line: what it is told from then on it must not miss. In that process 0, and its end."""
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
@@ -375,18 +376,17 @@ def fork(channel):
         with os.fdopen(reader, "rb") as stream:
             pid = int(stream.read())
         os.waitpid(middle, 0)
-        return pid
+        return pid, None
     os.close(reader)
     pid = os.fork()
     if pid:
         os.write(writer, str(pid).encode())
         os._exit(0)  # the process has the next subreaper for a parent now
-    os.close(writer)
     channel.close()
-    return 0
+    return 0, writer
 
 
-def become(job, descriptors):
+def become(job, descriptors, line):
     """Take on what another process would have been started with, and wait until it may begin."""
     pipe, stdin, output, *numbered = descriptors
     os.setsid()
@@ -402,6 +402,7 @@ def become(job, descriptors):
     os.environ.clear()
     os.environ.update(env)
     show(job["argv"], dict(env, LLM_SUPERVISOR_LEADER=str(os.getpid())))
+    os.close(line)
     if not os.read(pipe, 1):
         os._exit(0)
     os.close(pipe)
