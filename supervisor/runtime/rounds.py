@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import math
 
-_SHARE = 4
-"""Something is early by less than this part of its interval."""
 _AT_ONCE = 16
 """So many go on before others have a turn: a death is not to wait until a thousand are asked."""
 
@@ -25,11 +23,8 @@ class Rounds:
         """Who waits for which moment of the loop's clock."""
 
     async def after(self, interval: float) -> None:
-        """Sleep for about ``interval`` seconds.
-
-        Whoever asks again directly after a round gets the whole interval, if that is a multiple of
-        its step, a power of two, as 2, 5 and 10 s are.
-        """
+        """Sleep for ``interval`` seconds, or up to half of that less. Whoever asks again directly
+        after a round gets the whole, if that is a number of seconds."""
         loop = asyncio.get_running_loop()
         moment = earlier(loop.time() + interval, interval)
         waiting = self._due.get(moment)
@@ -52,6 +47,14 @@ class Rounds:
 
 def earlier(moment: float, interval: float) -> float:
     """The last step of a clock until ``moment``. Steps are powers of two, so that those of a longer
-    interval are also those of a shorter one."""
-    step = 2.0 ** math.floor(math.log2(interval / _SHARE))
+    interval are as a rule also those of a shorter one."""
+    step = _step(interval)
     return math.floor(moment / step) * step
+
+
+def _step(interval: float) -> float:
+    """At most half of the interval, and one that it is a multiple of if there is one: 1 s for 2 and
+    for 5 s, 2 s for 10 s."""
+    largest = 2.0 ** math.floor(math.log2(interval / 2))
+    steps = (largest / 2**i for i in range(4))
+    return next((step for step in steps if interval % step == 0), largest / 2)

@@ -16,19 +16,19 @@ from supervisor.runtime.rounds import Rounds, earlier
 def test_wakings_do_not_grow_with_those_who_wait(interval: float, many: int):
     now = random.uniform(0, 1e6)
     asked = [now + random.uniform(0, interval) for _ in range(many)]
-    assert len({earlier(one + interval, interval) for one in asked}) <= 9
+    assert len({earlier(one + interval, interval) for one in asked}) <= 17
 
 
-@pytest.mark.parametrize("interval", [2.0, 5.0, 10.0])
+@pytest.mark.parametrize("interval", [1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0])
 def test_whoever_asks_again_soon_after_a_round_gets_the_whole_interval(interval: float):
     moment = earlier(random.uniform(0, 1e6), interval)
-    assert earlier(moment + 0.1 * interval + interval, interval) == moment + interval
+    assert earlier(moment + 0.05 * interval + interval, interval) == moment + interval
 
 
 def test_it_is_never_too_late_nor_much_too_early():
     for _ in range(1000):
         now, interval = random.uniform(0, 1e6), random.uniform(0.001, 1e4)
-        assert now + 0.75 * interval <= earlier(now + interval, interval) <= now + interval
+        assert now + 0.5 * interval <= earlier(now + interval, interval) <= now + interval
 
 
 def test_long_intervals_share_the_wakings_of_short_ones():
