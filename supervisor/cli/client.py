@@ -122,8 +122,10 @@ class Client:
 
     def _absence(self) -> str:
         from supervisor.runtime.leftovers import find
+        from supervisor.runtime.templates import is_template
 
-        left = sorted({one.instance for one in find(self._run_dir.mark)})
+        found = {one.instance for one in find(self._run_dir.mark)}
+        left = sorted(name for name in found if not is_template(name))
         if left:  # it was killed
             return (
                 f"no supervisor is running for {self._config}, but {', '.join(left)} run on; "
