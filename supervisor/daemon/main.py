@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 import signal
@@ -174,6 +175,7 @@ class _Running:
                 self._look_after(watch, self._beginning.file, ())
                 self._in_background(self._keeper.watch())
                 is_up = True
+                _collect_garbage_from_now_on()
                 await supervising
             down = True
         finally:
@@ -358,6 +360,13 @@ class _Running:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _collect_garbage_from_now_on() -> None:
+    """``up`` has put it off. What there is by now stays, and need not be looked at each time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _warn_of_log_writer(pid: int) -> None:

@@ -55,7 +55,7 @@ class Listener:
 
 def controller_address(cluster: spec.Cluster) -> str:
     """Where the controller is asked, ours or an external one."""
-    controller = cluster.controller or spec.Controller()
+    controller = cluster.controller or spec.Controller.model_construct()
     return controller.external or _url(controller.host, controller.port)
 
 

@@ -53,7 +53,8 @@ class Model(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
+        # It takes a tenth of a start, and the schema alone shows them: `schema.py`.
+        use_attribute_docstrings=__name__ != "supervisor.spec.model",
         hide_input_in_errors=True,
         protected_namespaces=(),
         defer_build=True,
@@ -168,18 +169,18 @@ class ProgressProbe(Model):
 class Probes(Model):
     """Questions asked of an instance. "Failed" counts; "could not be asked" does not."""
 
-    startup: Live[StartupProbe] = StartupProbe()
+    startup: Live[StartupProbe] = StartupProbe.model_construct()
     """Has it started?"""
-    readiness: Live[ReadinessProbe] = ReadinessProbe()
+    readiness: Live[ReadinessProbe] = ReadinessProbe.model_construct()
     """May it get requests?"""
-    liveness: Live[LivenessProbe] = LivenessProbe()
+    liveness: Live[LivenessProbe] = LivenessProbe.model_construct()
     """Must it be restarted?"""
 
 
 class WorkerProbes(Probes):
     """Questions asked of a worker, and what is seen of it without asking."""
 
-    progress: Live[ProgressProbe] = ProgressProbe()
+    progress: Live[ProgressProbe] = ProgressProbe.model_construct()
     """Does it get on with its work?"""
 
 
@@ -229,9 +230,9 @@ class Service(Model):
     kept from others' eyes, as this file often cannot."""
     depends_on: Live[tuple[str, ...]] = ()
     """Services that must be ready before this one starts, besides those its role needs."""
-    restart: Live[RestartField] = Restart()
+    restart: Live[RestartField] = Restart.model_construct()
     """Restart policy; `restart: never` is short for `restart: {policy: never}`."""
-    probes: Live[Probes] = Probes()
+    probes: Live[Probes] = Probes.model_construct()
     """Startup, readiness and liveness probes."""
     stop_grace: Live[Duration] = 30.0
     """Time between SIGTERM and sterner signals; a worker finishes its streams in it."""
@@ -423,7 +424,7 @@ GpuMemory = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*[KMG]i?[bB]$")]
 class Worker(PythonService):
     """What every kind of worker has."""
 
-    probes: Live[WorkerProbes] = WorkerProbes()
+    probes: Live[WorkerProbes] = WorkerProbes.model_construct()
     """Startup, readiness and liveness probes, and progress."""
     replicas: Scale[Annotated[int, Field(ge=0, le=1000), NotBool]] = 1
     """Running copies; each has its own port, and its own share of `gpus`."""
@@ -727,7 +728,7 @@ class Cluster(Model):
             Defaults,  # type: ignore[valid-type]
             BeforeValidator(_empty_section, json_schema_input_type=Defaults | None),
         ]
-    ] = Defaults()
+    ] = Defaults.model_construct()
     """Options for every worker whose kind has them; a worker's own value wins."""
     workers: Scale[
         Annotated[Workers, BeforeValidator(_empty_section, json_schema_input_type=Workers | None)]
@@ -755,7 +756,7 @@ class Cluster(Model):
     that is free."""
     watch: Live[bool] = True
     """Apply this file whenever it is saved; false: only on `llm-supervisor reload` or SIGHUP."""
-    logs: Live[Logs] = Logs()
+    logs: Live[Logs] = Logs.model_construct()
     """How output is kept."""
     control: NextUp[Control | None] = None
     """The control API over TCP; left out, it is on its Unix socket only."""
@@ -778,7 +779,7 @@ class Cluster(Model):
         if self.controller is not None:
             here = self.controller.enabled and not self.controller.external
             return self.controller if here else None
-        return Controller() if self.needs_controller else None
+        return Controller.model_construct() if self.needs_controller else None
 
     @property
     def needs_controller(self) -> bool:
