@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from typing import Any
 
+from supervisor.spec import model
 from supervisor.spec.model import Cluster
 
 
 def json_schema() -> dict[str, Any]:
     """A JSON schema (2020-12) in which every property has a description."""
-    schema: dict[str, Any] = _tidy(Cluster.model_json_schema())
+    schema: dict[str, Any] = _tidy(_described(Cluster.model_json_schema()))
     for name in ("Gptq", "Awq"):
         del schema["$defs"][name]["required"]  # `defaults` may hold what a worker leaves out
     return {
@@ -17,6 +20,39 @@ def json_schema() -> dict[str, Any]:
         "title": "llm-supervisor cluster file",
         **schema,
     }
+
+
+def _described(schema: dict[str, Any]) -> dict[str, Any]:
+    """With the strings under the fields. pydantic could look for them as well (``use_attribute_
+    docstrings``), but it does so when the models are imported, which is at every start."""
+    texts = _texts()
+    for name, part in {"Cluster": schema, **schema["$defs"]}.items():
+        owners = model.WORKER_KINDS.values() if name == "Defaults" else [getattr(model, name)]
+        properties = part.get("properties", {})
+        for field, about in properties.items():
+            found = (
+                texts.get(base.__name__, {}).get(field) for one in owners for base in one.__mro__
+            )
+            text = next(filter(None, found), None)
+            if text is not None:
+                properties[field] = dict(sorted(({"description": text} | about).items()))
+    return schema
+
+
+def _texts() -> dict[str, dict[str, str]]:
+    """By class and field, the string under it."""
+    texts: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(model)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for field, below in zip(node.body, node.body[1:], strict=False):
+            match field, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    texts.setdefault(node.name, {})[name] = inspect.cleandoc(text)
+    return texts
 
 
 def _tidy(schema: Any) -> Any:
