@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,15 @@ PEERS = {"supervisord", "circus", "PM2", "runit", "s6"}
 OURS = "llm-supervisor"
 
 
-def test_trivial_processes_are_measured_for_everybody_who_is_installed(tmp_path: Path) -> None:
-    run = _run(tmp_path, "--only", "trivial", "resting", "--sizes", "2")
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Its name is short enough for sockets; a killed benchmark leaves its own folder in it."""
+    with tempfile.TemporaryDirectory(prefix="bt-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def test_trivial_processes_are_measured_for_everybody_who_is_installed(place: Path) -> None:
+    run = _run(place, "--only", "trivial", "resting", "--sizes", "2")
     present = {_name(one) for one in run["contestants"]}
     assert {OURS, "bare fork+exec"} <= present
     for quantity in ("first exec", "all exec", "kill to exec", "memory", "idle CPU"):
@@ -33,29 +42,29 @@ def test_trivial_processes_are_measured_for_everybody_who_is_installed(tmp_path:
 
 
 @pytest.mark.e2e
-def test_workers_are_measured(tmp_path: Path) -> None:
+def test_workers_are_measured(place: Path) -> None:
     words = ("--only", "workers", "--workers", "1", "--contestants", "ours", "bare", "--no-warm-up")
-    run = _run(tmp_path, *words)
+    run = _run(place, *words)
     quantities = ("ready", "workers' memory", "whole memory", "idle CPU with workers")
     for quantity in (*quantities, "kill to prompt", "kill to chat"):
         measured = _measured(run, quantity)
         assert measured == {f"{OURS}, warm", f"{OURS}, cold", "bare fork+exec"}, quantity
 
 
-def test_what_a_killed_benchmark_has_started_ends(tmp_path: Path) -> None:
-    process, token = _start(tmp_path, "--only", "trivial", "--sizes", "5", "--contestants", "ours")
+def test_what_a_killed_benchmark_has_started_ends(place: Path) -> None:
+    process, token = _start(place, "--only", "trivial", "--sizes", "5", "--contestants", "ours")
     until(lambda: sum(map(_is_trivial, marked(token))) == 5, "the processes are started")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     until(lambda: not marked(token), "all of it has ended")
 
 
-def test_the_tables_are_put_between_their_marks(tmp_path: Path) -> None:
-    document = tmp_path / "document.md"
+def test_the_tables_are_put_between_their_marks(place: Path) -> None:
+    document = place / "document.md"
     published = (ROOT / "docs" / "benchmarks.md").read_text()
     document.write_text(published)
     words = ("--only", "trivial", "--sizes", "1", "--contestants", "bare", "--no-warm-up")
-    _run(tmp_path, *words, "--table", str(document))
+    _run(place, *words, "--table", str(document))
     begin, end = "<!-- begin", "<!-- end -->"
     before, _, rest = document.read_text().partition(begin)
     assert before == published.partition(begin)[0]
@@ -89,7 +98,7 @@ def _start(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, name: value, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, name: value, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
         preexec_fn=die_with_parent,
     )
     return process, token

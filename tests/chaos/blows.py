@@ -196,6 +196,7 @@ def freeze_supervisor(world: World, chance: Random) -> Story:
 def kill_log_writer(world: World, _: Random) -> Story:
     for one in world.processes():
         if one.is_log_writer:
+            world.writer_killed = world.blow
             os.kill(one.pid, signal.SIGKILL)
     yield NOBODY
 

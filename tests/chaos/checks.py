@@ -104,6 +104,7 @@ def _misplaced(world: World, pids: Mapping[str, int], found: list[Process]) -> s
         if one.pid not in trees
         and one.pid != world.supervisor
         and not one.is_log_writer
+        and not (one.is_template and one.parent == world.supervisor)
         and one.stray_of not in leaders
     ]
     return f"belong to nobody: {', '.join(map(str, others))}" if others else ""
@@ -121,7 +122,11 @@ def kept(world: World, before: Settled, after: Settled, touched: Collection[str]
 
 def _no_two_leaders(world: World, found: list[Process]) -> None:
     marks = {one.pid: one.instance for one in found}
-    leaders = [one for one in found if one.instance and marks.get(one.parent) != one.instance]
+    leaders = [
+        one
+        for one in found
+        if one.instance and not one.is_template and marks.get(one.parent) != one.instance
+    ]
     for name, count in Counter(one.instance for one in leaders).items():
         if count > 1:
             world.violate(f"{count} processes of {name}: {', '.join(map(str, leaders))}")
@@ -205,6 +210,8 @@ def _check_log(
             holes.append(f"{last + 1}-{count} of {born}, at its end")
             missing += count - last
     found.admitted += missing if admitted else 0
+    if any(hit.unread and log in (f"{hit.slot}.log", f"{hit.slot}.b.log") for hit in world.hits):
+        admitted = admitted or missing
     if missing and not admitted:
         world.violate(f"{log}: {missing} lines are lost: {'; '.join(holes[:5])}")
 

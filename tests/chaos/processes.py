@@ -31,6 +31,11 @@ class Process:
         return any(word.endswith("logwriter.py") for word in self.argv)
 
     @property
+    def is_template(self) -> bool:
+        """Or a copy of one that is about to become an instance."""
+        return any(word.endswith("entry/template.py") for word in self.argv)
+
+    @property
     def stray_of(self) -> int | None:
         """The leader of which a fake's stray was forked."""
         return int(self.comm[3:]) if self.comm.startswith("of-") else None

@@ -45,6 +45,8 @@ class Hit:
     supervised: bool
     sick: bool = False
     """Not dead at once: what it is asked fails until it has been found out."""
+    unread: bool = False
+    """What it wrote last has no reader, and dies with it: all who held its pipe are killed."""
 
 
 @dataclass
@@ -63,6 +65,8 @@ class World:
     withdraw: Callable[[Collection[str]], None] = lambda _: None
     """Clients are to ask for these no more; returns when all requests for them are under way."""
     hits: list[Hit] = field(default_factory=list)
+    writer_killed: int = 0
+    """The blow that has killed the log writer last."""
     deaths: list[float] = field(default_factory=list)
     """Of the supervisor, by our hand. Times of the monotonic clock."""
     violations: list[Violation] = field(default_factory=list)
@@ -264,7 +268,8 @@ class World:
 
     def hit(self, slot: str, *, sick: bool = False) -> None:
         """To be noted just before it happens."""
-        self.hits.append(Hit(slot, time.monotonic(), self.supervised, sick))
+        unread = not self.supervised and self.writer_killed == self.blow
+        self.hits.append(Hit(slot, time.monotonic(), self.supervised, sick, unread))
 
     def processes(self) -> list[processes.Process]:
         return processes.having(self.token)
