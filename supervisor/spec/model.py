@@ -1,7 +1,7 @@
 """The cluster file as frozen models. Field names are FastChat's flags with underscores.
 
-The description of a field is the string under it: it goes into the JSON schema, which editors
-read, and into docs/configuration.md. Facts about flags are from FastChat 0.2.36
+The description of a field is the string under it: it goes into the JSON schema (``schema.py``),
+which editors read, and into docs/configuration.md. Facts about flags are from FastChat 0.2.36
 (fastchat/serve/*.py and fastchat/model/model_adapter.py).
 """
 
@@ -53,8 +53,6 @@ class Model(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        # It takes a tenth of a start, and the schema alone shows them: `schema.py`.
-        use_attribute_docstrings=__name__ != "supervisor.spec.model",
         hide_input_in_errors=True,
         protected_namespaces=(),
         defer_build=True,
@@ -642,7 +640,7 @@ def _defaults_model() -> type[Model]:
                 kept: Any = field.annotation
                 for constraint in field.metadata:
                     kept = Annotated[kept, constraint]
-                fields[name] = (kept | None, Field(default=None, description=field.description))
+                fields[name] = (kept | None, Field(default=None))
     fields["kind"] = (
         Nothing[Literal[tuple(WORKER_KINDS)] | None],  # type: ignore[misc]
         Field(None, description="Kind of worker."),
