@@ -379,6 +379,16 @@ def test_one_that_cannot_import_what_it_needs_is_done_without_and_says_why(
             "sys.modules['torch'] = torch",
             "an import has touched CUDA",
         ),
+        (  # as torch is after it has counted its devices with the driver's help
+            "import types\n"
+            "torch = types.ModuleType('torch')\n"
+            "torch.cuda = types.SimpleNamespace(\n"
+            "    is_initialized=lambda: False,\n"
+            "    _is_in_bad_fork=lambda own=os.getpid(): os.getpid() != own,\n"
+            ")\n"
+            "sys.modules['torch'] = torch",
+            "an import has touched CUDA",
+        ),
     ],
 )
 def test_one_whose_copies_could_not_work_is_not_copied(

@@ -56,6 +56,7 @@ ENTRY = {"worker": (), "server": ("asking_again", "asking_itself", "gentle_serve
 """Our own modules that are imported by theirs."""
 QUIET = 5.0
 """Seconds after which pip is not in the middle of something any more."""
+USES_CUDA = "an import has touched CUDA, which does not survive a fork"
 LATE = ("transformers.trainer_utils", "peft")
 """What loading any model imports besides, where it is installed."""
 
@@ -83,7 +84,7 @@ def serve(channel, kind):
     """Answer requests until the other side has closed; None. In a forked process: its job."""
     packages = Packages()
     import_all(kind)
-    why = unfitness() or threads_started()
+    why = unfitness() or harm_of_a_fork()
     if why:
         say(channel, unfit=why)
         return None
@@ -105,7 +106,7 @@ def serve(channel, kind):
             say(channel, stale=changed + " has changed on disk")
             return None
         import_models(job["argv"])
-        why = unfitness() or (threads_started() if imported.note() else None)
+        why = unfitness() or (harm_of_a_fork() if imported.note() else None)
         if why:
             say(channel, unfit=why)
             return None
@@ -204,7 +205,7 @@ def unfitness():
     if others:
         return "an import has started threads ({})".format(", ".join(others))
     if touches_gpus():
-        return "an import has touched CUDA, which does not survive a fork"
+        return USES_CUDA
     if not mm_map(0, 0, 0, 0, only_try=True):
         return "this kernel does not let a process set its command line (CHECKPOINT_RESTORE)"
     return None
@@ -221,12 +222,19 @@ def touches_gpus():
     return False
 
 
-def threads_started():
-    """Threads that a library has started and does not end for a fork, as OpenBLAS does."""
+def harm_of_a_fork():
+    """What only a fork shows; None if it does no harm.
+
+    Threads that a library has started and does not end for a fork, as OpenBLAS does; a driver that
+    was only asked for its devices, after which torch lets no forked process use them.
+    """
     pid = os.fork()
     if not pid:
-        os._exit(0)
-    os.waitpid(pid, 0)
+        torch = sys.modules.get("torch")
+        os._exit(torch is not None and torch.cuda._is_in_bad_fork())
+    _, status = os.waitpid(pid, 0)
+    if status != 0:
+        return USES_CUDA
     threads = os.listdir("/proc/self/task")
     if len(threads) == 1:
         return None
