@@ -107,6 +107,7 @@ class FileWatch:
         news = {path: seen[path] for path in known if seen.get(path, known[path]) != known[path]}
         if news and not self._closed:
             self._reported = {**known, **news}
+            self._alert_until = time.monotonic() + _ALERT_S
             self._changed()
 
     # ------------------------------------------------------------ in the thread
@@ -154,8 +155,6 @@ class FileWatch:
                 # Set the watches anew if nothing came for long, in case one was lost unnoticed, and
                 # if a place itself has changed: it may be another one of that name, with the same
                 # inode even, while our watch has ended with the old one.
-                if not isinstance(batch, str):
-                    self._alert_until = time.monotonic() + _ALERT_S
                 if isinstance(batch, str) or not places.isdisjoint(path for _, path in batch):
                     return
 
