@@ -107,7 +107,10 @@ class ChatClients:
         self._judged += len(answers)
         failed = [one for one in answers if one.fault]
         found = [
-            one for one in failed if not any(_excuses(world, hit, one, spans) for hit in world.hits)
+            one
+            for one in failed
+            if not any(_excuses(world, hit, one, spans) for hit in world.hits)
+            and not _was_hit_twice(world, one)
         ]
         self.excused += len(failed) - len(found)
         return [
@@ -139,6 +142,18 @@ def _excuses(world: World, hit: Hit, answer: Answer, spans: Collection[Span]) ->
         return False
     orphaned = not hit.supervised or any(span.began <= one <= span.ended for one in world.deaths)
     return hit.sick or (hit.slot == "api_server" and orphaned)
+
+
+def _was_hit_twice(world: World, answer: Answer) -> bool:
+    """Its second worker died, too (which may be there a tenth of a second after the first one):
+    nobody asks a third one, since the request may be to blame."""
+    hits = [
+        hit
+        for hit in world.hits
+        if hit.slot.rpartition("-")[0] == answer.model
+        and answer.began - _JUST_SENT <= hit.at <= answer.ended
+    ]
+    return len(hits) > 1
 
 
 # ---------------------------------------------------------------- blows of its own
