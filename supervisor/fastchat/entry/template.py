@@ -407,8 +407,11 @@ def become(job, descriptors, line):
         descriptor = numbered.pop(0)
         os.set_inheritable(descriptor, True)
         env[name] = str(descriptor)
+    coerced = os.environ.get("LC_CTYPE")  # by Python itself, where the locale is C (PEP 538)
     os.environ.clear()
     os.environ.update(env)
+    if coerced is not None:
+        os.environ.setdefault("LC_CTYPE", coerced)
     show(job["argv"], dict(env, LLM_SUPERVISOR_LEADER=str(os.getpid())))
     os.close(line)
     if not os.read(pipe, 1):
