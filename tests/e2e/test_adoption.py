@@ -163,7 +163,8 @@ def test_a_finished_job_is_not_run_again(cluster: Cluster) -> None:
     job = service("job", "print('done')", restart="on_failure")
     cluster.write(services(job, service("one", SLEEP))).up()
     # Before it starts it is stopped, too.
-    until(lambda: "it finished" in state_file(cluster).read_text(), "its end is noted")
+    note = state_file(cluster)
+    until(lambda: note.exists() and "it finished" in note.read_text(), "its end is noted")
     take_over(cluster)
     assert len(said(cluster, "job", "^done$")) == 1
 
