@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import functools
 import gc
 import logging
@@ -364,13 +363,10 @@ class _Running:
 
 
 def _collect_garbage_from_now_on() -> None:
-    """``up`` has put it off. What there is by now stays, and need not be looked at each time; what
-    the start has used besides goes back to the kernel, which is some megabytes."""
+    """``up`` has put it off. What there is by now stays, and need not be looked at each time."""
     gc.collect()
     gc.freeze()
     gc.enable()
-    with contextlib.suppress(AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _warn_of_log_writer(pid: int) -> None:

@@ -146,7 +146,7 @@ class Processes:
         """
         before = self._clearing.get(spec.name)
         template = spec.template if templates is not None else None
-        if not os.path.isdir(spec.cwd):
+        if template is not None and not os.path.isdir(spec.cwd):
             template = None  # what is wrong is told by a cold start
         if before is None and template is None:
             self._spawn(spec, run, output)
