@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,14 +97,11 @@ class LocalEffects:
         self,
         name: str,
         template: Template,
-        variables: Mapping[str, str],
         descriptor: int,
         exited: Callable[[int], None],
     ) -> int:
         open_log = functools.partial(self._open_log, name, template.argv)
-        return self._processes.start_template(
-            name, template, open_log, variables, descriptor, exited
-        )
+        return self._processes.start_template(name, template, open_log, descriptor, exited)
 
     def adopt(self, spec: InstanceSpec, status: Status) -> None:
         assert status.pid is not None

@@ -17,7 +17,7 @@ from supervisor.runtime.cgroups import Cgroups, enter
 from supervisor.runtime.descriptors import with_reserve
 from supervisor.runtime.leftovers import BIRTH, LISTEN_FD, birth
 from supervisor.runtime.listeners import Listeners, PortTaken
-from supervisor.runtime.templates import Job, memory_file
+from supervisor.runtime.templates import SOCKET, Job, memory_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +98,11 @@ class Launcher:
         name: str,
         template: Template,
         output: Callable[[], int],
-        variables: Mapping[str, str],
         descriptor: int,
     ) -> int:
         """Start a process that inherits ``descriptor``; its pid. Raises OSError."""
-        mark = {tree.MARK: f"{self._mark}/{name}"}
-        env = {**self._environ, **dict(template.env), **mark, **variables}
+        own = {tree.MARK: f"{self._mark}/{name}", SOCKET: str(descriptor)}
+        env = {**self._environ, **dict(template.env), **own}
 
         def execute() -> int:
             sink = output()

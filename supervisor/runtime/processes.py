@@ -137,7 +137,7 @@ class Processes:
         spec: InstanceSpec,
         run: int,
         output: Callable[[], int],
-        templates: Templates | None = None,
+        templates: Templates,
     ) -> None:
         """Start ``spec``; ``output`` opens the descriptor for its stdout and stderr; what has a
         template is forked from that of ``templates``, if it can be.
@@ -145,7 +145,7 @@ class Processes:
         Does not block. Reports ``Spawned`` or ``SpawnFailed``, and later ``Exited``.
         """
         before = self._clearing.get(spec.name)
-        template = spec.template if templates is not None else None
+        template = spec.template
         if template is not None and not os.path.isdir(spec.cwd):
             template = None  # what is wrong is told by a cold start
         if before is None and template is None:
@@ -156,7 +156,7 @@ class Processes:
             try:
                 if before is not None:
                     await before.cleared.wait()
-                if template is None or templates is None:
+                if template is None:
                     self._spawn(spec, run, output)
                 else:
                     await self._fork(spec, run, output, template, templates)
@@ -332,13 +332,12 @@ class Processes:
         name: str,
         template: Template,
         output: Callable[[], int],
-        variables: Mapping[str, str],
         descriptor: int,
         exited: Callable[[int], None],
     ) -> int:
         """Start a process that inherits ``descriptor``, and call ``exited`` with its status; its
         pid. Raises OSError."""
-        pid = self._launcher.start_template(name, template, output, variables, descriptor)
+        pid = self._launcher.start_template(name, template, output, descriptor)
         self._launcher.place(name, pid)
 
         def gone(status: int) -> None:

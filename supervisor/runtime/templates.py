@@ -80,9 +80,9 @@ class Forked:
         os.close(self._pipe)
 
 
-Start = Callable[[str, Template, Mapping[str, str], int, Callable[[int], None]], int]
-"""Starts a template's process: under which name, with which further variables, which inherited
-descriptor, and what to call with its exit status. Its pid. Raises OSError."""
+Start = Callable[[str, Template, int, Callable[[int], None]], int]
+"""Starts a template's process: under which name, with which inherited descriptor (its
+number is in SOCKET), and what to call with its exit status. Its pid. Raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class _Running:
     def __init__(
         self,
         name: str,
-        start: Callable[[Mapping[str, str], int, Callable[[int], None]], int],
+        start: Callable[[int, Callable[[int], None]], int],
         over: Callable[[_Running], None],
     ) -> None:
         self._name = name
@@ -252,7 +252,7 @@ class _Running:
         self._socket.setblocking(False)
         with its:
             try:
-                self.pid = start({SOCKET: str(its.fileno())}, its.fileno(), self._ended)
+                self.pid = start(its.fileno(), self._ended)
             except BaseException:
                 self._socket.close()
                 raise

@@ -15,6 +15,7 @@ from instances import instance
 from supervisor.core.lifecycle import Exited, Spawned, Stage
 from supervisor.runtime import tree
 from supervisor.runtime.processes import Processes
+from supervisor.runtime.templates import Templates
 
 
 @pytest.mark.parametrize("count", [3, 60])
@@ -39,10 +40,11 @@ def test_looking_for_strays_does_not_grow_with_those_that_stop(
         processes = Processes("mark", dict(os.environ), lambda _, event: events.append(event))
         processes.prepare()
         processes.start()
+        templates = Templates(lambda *_: 0)  # nobody needs one
         names = [f"nap-{i}" for i in range(count)]
         for name in names:
             spec = instance(name, argv=("sleep", "1000"), port=None)
-            processes.spawn(spec, 1, lambda: os.open(os.devnull, os.O_WRONLY))
+            processes.spawn(spec, 1, lambda: os.open(os.devnull, os.O_WRONLY), templates)
         try:
             await until(Spawned, events)
             monkeypatch.setattr(tree, "children", counted)
